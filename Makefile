@@ -1,0 +1,34 @@
+# `make demo` and `make test` each work as the first command after cloning: they create .venv when it is missing or stale.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test lint scenes benchmark clean
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# Retrain the embedded model: about two hours on 2 CPU cores.
+scenes: $(READY)
+	cd examples && ../$(BIN)/python -m scenes.train
+
+# Steering on 64 held-out prompts: the table in README.md.
+benchmark: $(READY)
+	$(BIN)/python examples/benchmarks/steering.py
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv
