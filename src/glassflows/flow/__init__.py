@@ -1,0 +1,1 @@
+"""The mathematics of GLASS transitions (design: noise → denoise → transition → solver → sample); torch only."""

@@ -1,0 +1,52 @@
+"""Network output ↔ denoised mean ẑ = E[z | x_t], for the four things networks predict."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from .noise import NoiseLevel
+
+Prediction = Literal["velocity", "epsilon", "v_prediction", "sample"]
+
+
+def denoised(output: Tensor, x_t: Tensor, level: NoiseLevel, prediction: Prediction) -> Tensor:
+    """Return the denoised mean ẑ that a network output stands for.
+
+        velocity      u = ε − z         ẑ = (x_t − σ_t u) / (α_t + σ_t)
+        epsilon       ε                 ẑ = (x_t − σ_t ε) / α_t
+        v_prediction  v = α_t ε − σ_t z ẑ = (α_t x_t − σ_t v) / (α_t² + σ_t²)
+        sample        z                 ẑ = z
+
+    Args:
+        output: What the network predicts at x_t, same shape as x_t.
+        x_t: The network's input, x_t = α_t z + σ_t ε.
+        level: The noise level (α_t, σ_t) of x_t.
+        prediction: What the network predicts.
+    """
+    alpha, sigma = level.alpha, level.sigma
+    if prediction == "velocity":
+        return (x_t - sigma * output) / (alpha + sigma)
+    if prediction == "epsilon":
+        return (x_t - sigma * output) / alpha
+    if prediction == "v_prediction":
+        return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
+    if prediction == "sample":
+        return output
+    raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")
+
+
+def network_output(z: Tensor, x_t: Tensor, level: NoiseLevel, prediction: Prediction) -> Tensor:
+    """Return the network output that stands for the denoised mean z: the inverse of `denoised`."""
+    alpha, sigma = level.alpha, level.sigma
+    epsilon = (x_t - alpha * z) / sigma
+    if prediction == "velocity":
+        return epsilon - z
+    if prediction == "epsilon":
+        return epsilon
+    if prediction == "v_prediction":
+        return alpha * epsilon - sigma * z
+    if prediction == "sample":
+        return z
+    raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")

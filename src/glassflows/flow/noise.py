@@ -1,0 +1,92 @@
+"""Noise schedules: time t ∈ [0, 1] ↦ (α_t, σ_t) of x_t = α_t z + σ_t ε, the signal-to-noise ratio and its inverse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """A point of a noise schedule: x_t = α_t z + σ_t ε.
+
+    Args:
+        t: Time, 0 for noise to 1 for data.
+        alpha: α_t, scale of the clean sample.
+        sigma: σ_t, scale of the noise.
+    """
+
+    t: float
+    alpha: float
+    sigma: float
+
+    @property
+    def snr(self) -> float:
+        """P_t = (α_t / σ_t)², the precision of z given x_t; infinite at data."""
+        return self.root_snr**2
+
+    @property
+    def root_snr(self) -> float:
+        """α_t / σ_t."""
+        return self.alpha / self.sigma if self.sigma else math.inf
+
+
+class NoiseSchedule(Protocol):
+    """What the samplers ask of a noise schedule. All values are floats."""
+
+    def level(self, t: float) -> NoiseLevel:
+        """Return (α_t, σ_t) at time t."""
+        ...
+
+    def time(self, snr: float) -> float:
+        """Return the time t of signal-to-noise ratio P_t = `snr`, the inverse of `level(t).snr`."""
+        ...
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """The straight path x_t = t z + (1 − t) ε of rectified flows (FLUX, SD3, Qwen-Image, Wan …)."""
+
+    def level(self, t: float) -> NoiseLevel:
+        return NoiseLevel(t, t, 1.0 - t)
+
+    def time(self, snr: float) -> float:
+        return 1.0 / (1.0 + snr**-0.5) if snr else 0.0
+
+
+class VariancePreserving:
+    """A discrete table α_t² = ᾱ_n, σ_t² = 1 − ᾱ_n (SD, SDXL, DiT …), joined to continuous time.
+
+    Entry n of T lies at t = 1 − (n + 1)/T, so that clean data follow the first entry at t = 1 and t = 0 is the last
+    entry, noise or nearly so. Between entries the angle φ = atan2(σ, α) is linear: it is finite for every
+    signal-to-noise ratio, from clean data (φ = 0) to a zero terminal SNR (φ = π/2).
+
+    Args:
+        alphas_cumprod: ᾱ_0 > ᾱ_1 > … > ᾱ_{T−1}, shape (T,), in [0, 1).
+
+    Raises:
+        ValueError: if the table does not decrease within [0, 1).
+    """
+
+    def __init__(self, alphas_cumprod: Sequence[float]) -> None:
+        table = np.asarray(alphas_cumprod, np.float64)
+        if table.ndim != 1 or np.any(np.diff(table) >= 0) or table[0] >= 1 or table[-1] < 0:
+            raise ValueError(
+                "alphas_cumprod: expected a one-dimensional table that decreases strictly within [0, 1), "
+                f"got shape {table.shape} from {table.flat[0]:.6g} to {table.flat[-1]:.6g}: "
+                "pass `scheduler.alphas_cumprod` of the model's own scheduler"
+            )
+        self._times = np.linspace(0.0, 1.0, len(table) + 1)
+        self._angles = np.append(np.arctan2(np.sqrt(1 - table), np.sqrt(table))[::-1], 0.0)
+
+    def level(self, t: float) -> NoiseLevel:
+        angle = float(np.interp(t, self._times, self._angles))
+        return NoiseLevel(t, math.cos(angle), math.sin(angle))
+
+    def time(self, snr: float) -> float:
+        angle = math.atan2(1.0, math.sqrt(snr))
+        return float(np.interp(-angle, -self._angles, self._times))

@@ -1,0 +1,108 @@
+"""One GLASS transition x_t → x_t′ (arXiv:2509.25170) in innovation form.
+
+Given z and x_t, the next state is Gaussian with a noise correlation ρ to the current one:
+
+    x_t′ = γ̄ x_t + ᾱ z + σ̄ ε̄,     γ̄ = ρ σ_t′/σ_t,   ᾱ = α_t′ − γ̄ α_t,   σ̄² = σ_t′² (1 − ρ²)
+
+The innovation e = λ z + ε̄ is a second measurement of z, independent of x_t, whose precision λ² grows from 0 (pure
+noise) to λ̄² = (ᾱ/σ̄)². Precisions add, so both measurements together are one ordinary network input at precision P_t
++ λ².
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from .noise import NoiseLevel
+
+Correlation = float | Literal["ddpm"]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """The coefficients of one transition; floats, known before the first network call.
+
+    Args:
+        t: Noise level of the current state x_t.
+        t_next: Noise level of the next state x_t′.
+        gamma: γ̄, weight of x_t in x_t′.
+        alpha: ᾱ, weight of the clean sample z in x_t′.
+        sigma: σ̄, weight of the fresh noise ε̄ in x_t′; 0 where x_t′ is a function of x_t and z.
+        base_snr: Precision of z that x_t contributes: P_t, or 0 in the first transition of a chain.
+        lam_start: λ at which the innovation starts: 0, or √P_t in the first transition of a chain.
+    """
+
+    t: NoiseLevel
+    t_next: NoiseLevel
+    gamma: float
+    alpha: float
+    sigma: float
+    base_snr: float
+    lam_start: float
+
+    @property
+    def lam_end(self) -> float:
+        """λ̄ = ᾱ/σ̄; infinite where σ̄ = 0."""
+        return self.alpha / self.sigma if self.sigma else math.inf
+
+    def snr(self, lam: float) -> float:
+        """P(λ) = P_t + λ², precision of z given x_t and the innovation at λ."""
+        return self.base_snr + lam**2
+
+    def lam(self, snr: float) -> float:
+        """λ at which the precision of z is `snr`, the inverse of `snr(lam)`."""
+        return math.sqrt(max(snr - self.base_snr, 0.0))
+
+    def angle(self, lam: float) -> float:
+        """θ with cos θ = √(P_t / P) and sin θ = λ / √P; 0 at λ = 0."""
+        return math.atan2(lam, math.sqrt(self.base_snr))
+
+    def next_state(self, base: Tensor, innovation: Tensor) -> Tensor:
+        """x_t′ = γ̄ x_t + σ̄ e(λ̄), or γ̄ x_t + ᾱ ẑ where σ̄ = 0 and the innovation has become ẑ; `base` is x_t/σ_t."""
+        return self.gamma * self.t.sigma * base + (self.sigma or self.alpha) * innovation
+
+
+def ddpm_correlation(t: NoiseLevel, t_next: NoiseLevel) -> float:
+    """ρ_DDPM = α_t σ_t′ / (σ_t α_t′), for which the transition is the reverse transition of DDPM."""
+    return t.alpha * t_next.sigma / (t.sigma * t_next.alpha)
+
+
+def transition(t: NoiseLevel, t_next: NoiseLevel, correlation: Correlation) -> Transition:
+    """Return the transition from t to t′ with noise correlation ρ (arXiv:2509.25170, Proposition 1).
+
+    Raises:
+        ValueError: if the correlation is neither "ddpm" nor a number in [-1, 1].
+    """
+    rho = check_correlation(correlation)
+    if rho == "ddpm":
+        rho = ddpm_correlation(t, t_next)
+    gamma = rho * t_next.sigma / t.sigma
+    return Transition(
+        t,
+        t_next,
+        gamma=gamma,
+        alpha=t_next.alpha - gamma * t.alpha,
+        sigma=t_next.sigma * math.sqrt(1 - rho**2),
+        base_snr=t.snr,
+        lam_start=0.0,
+    )
+
+
+def first_transition(t: NoiseLevel, t_next: NoiseLevel) -> Transition:
+    """Return the transition out of the initial latents of a chain.
+
+    They are noise (and signal) already, so they themselves are the innovation, e = x_t/σ_t at λ = √P_t on a base of
+    precision 0, and nothing is drawn: the transition is the plain ODE, for every correlation.
+    """
+    return Transition(t, t_next, gamma=0.0, alpha=t_next.alpha, sigma=t_next.sigma, base_snr=0.0, lam_start=t.root_snr)
+
+
+def check_correlation(correlation: Correlation) -> Correlation:
+    """Return the correlation if it is "ddpm" or a number in [-1, 1]; raise ValueError otherwise."""
+    if correlation == "ddpm" or (isinstance(correlation, (int, float)) and -1 <= correlation <= 1):
+        return correlation
+    raise ValueError(f'correlation: expected "ddpm" or a number in [-1, 1], got {correlation!r}')
