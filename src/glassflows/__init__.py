@@ -1,6 +1,19 @@
-"""GLASS Flows: stochastic transitions of a pre-trained model, sampled by an ODE."""
+"""GLASS Flows for diffusers: stochastic transitions at ODE cost, and Feynman-Kac steering by any reward."""
+
+from diffusers import SchedulerMixin  # the pipeline loader looks for the base class here
 
 from .flow.noise import RectifiedFlow, VariancePreserving
 from .flow.sample import sample, sample_posterior, sample_transition
+from .scheduler import GLASSScheduler
 
-__all__ = ["RectifiedFlow", "VariancePreserving", "sample", "sample_posterior", "sample_transition"]
+GLASSScheduler.__module__ = "glassflows"  # so that model_index.json reads ["glassflows", "GLASSScheduler"]
+
+__all__ = [
+    "GLASSScheduler",
+    "RectifiedFlow",
+    "SchedulerMixin",
+    "VariancePreserving",
+    "sample",
+    "sample_posterior",
+    "sample_transition",
+]

@@ -1,0 +1,78 @@
+"""Where the scheduler's noise comes from, so that `pipe(generator=g)` reproduces in every pipeline."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import Counter
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+Generators = torch.Generator | list[torch.Generator]
+
+
+class NoiseSource:
+    """Draws noise from, in this order, a generator given at the draw, one given before, one per row.
+
+    The generators of the rows are seeded by the rows' own initial latents, so they follow the generator the pipeline
+    drew those from, and row i of a batch gets the noise of row i alone. A deep copy draws an independent stream.
+    """
+
+    def __init__(self) -> None:
+        self.generator: Generators | None = None
+        self._rows: list[torch.Generator] = []
+        self._stream: tuple[int, ...] = ()
+        self._num_copies = 0
+
+    def reset(self) -> None:
+        """Forget the rows of the last run; copies are numbered anew, so that a repeated run repeats them."""
+        self._rows, self._num_copies = [], 0
+
+    def begin(self, sample: Tensor, generator: Generators | None) -> None:
+        """Seed the rows of a run by their initial latents, if no other source is given."""
+        if generator is None and self.generator is None:
+            self._rows = [torch.Generator().manual_seed(seed) for seed in row_seeds(sample, self._stream)]
+
+    def draw(self, like: Tensor, generator: Generators | None) -> Tensor:
+        """Return standard normal noise, float32, shape and device of `like`."""
+        source = generator if generator is not None else self.generator
+        if source is not None:
+            return randn_tensor(like.shape, generator=source, device=like.device, dtype=torch.float32)
+        return torch.stack([torch.randn(like.shape[1:], generator=row) for row in self._rows]).to(like.device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoiseSource:
+        self._num_copies += 1
+        new = copy.copy(self)
+        new._stream, new._num_copies = (*self._stream, self._num_copies), 0
+        new.generator = _forked(self.generator, new._stream)
+        new._rows = _forked(self._rows, new._stream)
+        return new
+
+
+def row_seeds(sample: Tensor, stream: tuple[int, ...] = ()) -> list[int]:
+    """Return one seed per row: a hash of its values, of a counter for equal rows, and of the stream's number."""
+    seen: Counter[bytes] = Counter()
+    seeds = []
+    for row in sample.detach().float().cpu().contiguous().numpy():
+        digest = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+        seeds.append(_seed(digest, seen[digest], *stream))
+        seen[digest] += 1
+    return seeds
+
+
+def _forked(generators: Any, stream: tuple[int, ...]) -> Any:
+    """Return generators like these whose streams are independent of theirs."""
+    if generators is None:
+        return None
+    if isinstance(generators, list):
+        return [_forked(generator, stream) for generator in generators]
+    seed = _seed(repr(generators.initial_seed()).encode(), *stream)
+    return torch.Generator(generators.device).manual_seed(seed)
+
+
+def _seed(digest: bytes, *numbers: int) -> int:
+    digest = hashlib.blake2b(digest + repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

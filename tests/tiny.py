@@ -1,0 +1,98 @@
+"""Real diffusers pipelines at toy size, built offline with random weights."""
+
+from __future__ import annotations
+
+import string
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+
+FLUX_CALL = {"height": 16, "width": 24, "max_sequence_length": 8}
+SD_CALL = {"height": 16, "width": 24}
+
+SD_SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def clip_text() -> tuple[CLIPTextModel, CLIPTokenizer]:
+    letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
+    vocab = {token: i for i, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16)
+    config = CLIPTextConfig(
+        vocab_size=len(vocab), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=16, bos_token_id=52, eos_token_id=53, pad_token_id=53, projection_dim=16,
+    )  # fmt: skip
+    return CLIPTextModel(config).eval(), tokenizer
+
+
+def vae(shift_factor: float | None) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=16,
+        scaling_factor=0.7, shift_factor=shift_factor,
+    ).eval()  # fmt: skip
+
+
+def flux(cls: type = FluxPipeline, **scheduler):
+    torch.manual_seed(0)
+    text_encoder, tokenizer = clip_text()
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((c, -2.0) for c in string.ascii_lowercase)]
+    tokenizer_2 = T5Tokenizer(vocab=pieces, extra_ids=0)
+    t5 = T5Config(vocab_size=len(tokenizer_2), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    pipe = cls(
+        scheduler=FlowMatchEulerDiscreteScheduler(**({"use_dynamic_shifting": True} | scheduler)),
+        vae=vae(0.1), text_encoder=text_encoder, tokenizer=tokenizer,
+        text_encoder_2=T5EncoderModel(t5).eval(), tokenizer_2=tokenizer_2, transformer=transformer.eval(),
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sd(cls: type = StableDiffusionPipeline, scheduler=None, **config):
+    torch.manual_seed(0)
+    text_encoder, tokenizer = clip_text()
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=1, sample_size=8, in_channels=4, out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
+    )  # fmt: skip
+    pipe = cls(
+        scheduler=scheduler or DDIMScheduler(**(SD_SCHEDULER | config)),
+        vae=vae(None), text_encoder=text_encoder, tokenizer=tokenizer, unet=unet.eval(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def flux_img2img():
+    return flux(FluxImg2ImgPipeline)
+
+
+def sd_img2img():
+    return sd(StableDiffusionImg2ImgPipeline)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
