@@ -5,13 +5,16 @@ from diffusers import SchedulerMixin  # the pipeline loader looks for the base c
 from .flow.noise import RectifiedFlow, VariancePreserving
 from .flow.sample import sample, sample_posterior, sample_transition
 from .scheduler import GLASSScheduler
+from .steering import FeynmanKacSteerer, SteeringResult
 
 GLASSScheduler.__module__ = "glassflows"  # so that model_index.json reads ["glassflows", "GLASSScheduler"]
 
 __all__ = [
+    "FeynmanKacSteerer",
     "GLASSScheduler",
     "RectifiedFlow",
     "SchedulerMixin",
+    "SteeringResult",
     "VariancePreserving",
     "sample",
     "sample_posterior",

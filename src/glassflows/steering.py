@@ -1,0 +1,228 @@
+"""FeynmanKacSteerer: the bridge between the scheduler's transitions and the particle filter."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .decode import Decode, decoder
+from .randomness import row_seeds
+from .scheduler import GLASSScheduler
+from .smc import filter as smc
+from .smc.resampling import draw_uniforms
+from .smc.weights import normalise
+
+Reward = Callable[[Tensor, list[str]], Any]
+
+_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+
+
+@dataclass(frozen=True)
+class SteeringResult:
+    """What a steered call returns. P prompts, K particles each, S scorings on the way.
+
+    Args:
+        images: The P · K images, prompt-major, best first within each prompt; in the pipeline's own `output_type`.
+        rewards: Reward of each final image, in slot order, shape (P, K), float64.
+        log_weights: Final log-weights, normalised within each prompt, in slot order, shape (P, K).
+        ancestors: Parent slots within the prompt's group at each scoring, shape (S, P, K), int64.
+        ess: Effective sample size before resampling at each scoring, shape (S, P).
+        log_evidence: Estimate of log E[exp(λ_r r)] over the model's own samples, shape (P,).
+        order: Slot of each image, shape (P, K): `images[p * K + i]` came from slot `order[p, i]`.
+    """
+
+    images: Any
+    rewards: Tensor
+    log_weights: Tensor
+    ancestors: Tensor
+    ess: Tensor
+    log_evidence: Tensor
+    order: Tensor
+
+
+class FeynmanKacSteerer:
+    """Sample a pipeline from p(z) exp(λ_r r(z)) with K particles per prompt and GLASS transitions.
+
+    At the start of every transition but the first, the denoised predictions (free: the network's first call there) are
+    decoded and scored; a prompt's particles are resampled when their effective sample size has fallen too low.
+
+    Args:
+        pipe: Any pipeline whose scheduler has a GLASS counterpart. Its scheduler is replaced for the call and put back.
+        reward: `reward(images, prompts)` gets float images (N, 3, H, W) in [0, 1] and one prompt per particle, and
+            returns N scores, higher is better.
+        num_particles: K, particles per prompt.
+        reward_scale: λ_r; None takes `reward.reward_scale` where the reward has one, else 1.
+        num_transitions: Number of transitions; None keeps that of a GLASSScheduler in the pipeline, else its default.
+        ess_threshold: Resample a group when its ESS falls below this fraction of K; 0 never resamples.
+        decode: Turns latents, as the scheduler sees them, into images for the reward; None decodes as the pipeline
+            does.
+
+    Raises:
+        ValueError: if a number is out of range or the pipeline's scheduler has no GLASS counterpart.
+
+    Example:
+        steer = FeynmanKacSteerer(pipe, reward=CLIPScore(), num_particles=8)
+        out = steer("two green triangles", num_inference_steps=30)
+        out.images[0]
+
+    Reference:
+        Singhal et al., arXiv:2501.06848; Holderrieth et al., arXiv:2509.25170, section 5.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        reward: Reward,
+        *,
+        num_particles: int = 8,
+        reward_scale: float | None = None,
+        num_transitions: int | None = None,
+        ess_threshold: float = 0.5,
+        decode: Decode | None = None,
+    ) -> None:
+        if num_particles < 1:
+            raise ValueError(f"num_particles: expected at least 1, got {num_particles}")
+        if not 0 <= ess_threshold <= 1:
+            raise ValueError(f"ess_threshold: expected a fraction of num_particles in [0, 1], got {ess_threshold}")
+        self.pipe = pipe
+        self.reward = reward
+        self.num_particles = num_particles
+        self.reward_scale = float(getattr(reward, "reward_scale", 1.0) if reward_scale is None else reward_scale)
+        self.options = {} if num_transitions is None else {"num_transitions": num_transitions}
+        self.ess_threshold = ess_threshold
+        self.decode = decode
+        GLASSScheduler.from_scheduler(pipe.scheduler, **self.options)  # refuses now what would fail in the call
+
+    def __call__(self, prompt: str | Sequence[str], **kwargs: Any) -> SteeringResult:
+        """Draw and steer K images per prompt.
+
+        Args:
+            prompt: One prompt, or a list of P.
+            kwargs: The pipeline's own keyword arguments (`num_inference_steps`, `generator`, `output_type`, `height`
+                …); a list of generators has one per particle, prompt-major.
+
+        Raises:
+            TypeError: if `return_dict` or the number of images per prompt is given: the steerer sets both.
+            ValueError: if `output_type` is unknown, or the reward does not return one finite score per particle.
+
+        After any exception the pipeline is as it was before.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        for name in ("return_dict", *_COUNTS):
+            if name in kwargs:
+                raise TypeError(
+                    f"{name}: the steerer sets this itself (num_particles={self.num_particles}): leave it out"
+                )
+        output_type = kwargs.pop("output_type", "pil")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f'output_type: expected "pil", "np", "pt" or "latent", got {output_type!r}')
+        decode = self.decode or decoder(self.pipe, kwargs)
+        run = _Run(self, prompts, decode)
+
+        native = self.pipe.scheduler
+        scheduler = GLASSScheduler.from_scheduler(native, **self.options)
+        scheduler.on_transition = run.on_transition
+        self.pipe.scheduler = scheduler
+        try:
+            drawn = "latent" if output_type == "latent" else "pt"  # float images; the reward sees no rounding
+            output = self.pipe(**self._counted(prompts), output_type=drawn, **kwargs)[0]
+        finally:
+            self.pipe.scheduler = native
+        return run.result(output, output_type)
+
+    def _counted(self, prompts: list[str]) -> dict[str, Any]:
+        """Return the arguments that make the pipeline draw K images of each prompt, prompt-major."""
+        accepted = inspect.signature(type(self.pipe).__call__).parameters
+        for name in _COUNTS:
+            if name in accepted:
+                return {"prompt": prompts, name: self.num_particles}
+        return {"prompt": [prompt for prompt in prompts for _ in range(self.num_particles)]}
+
+
+class _Run:
+    """One steered call: the filter's state and what it has seen."""
+
+    def __init__(self, steerer: FeynmanKacSteerer, prompts: list[str], decode: Decode) -> None:
+        self.steerer = steerer
+        self.decode = decode
+        self.shape = (len(prompts), steerer.num_particles)
+        self.prompts = [prompt for prompt in prompts for _ in range(steerer.num_particles)]
+        self.state = smc.init(*self.shape)
+        self.infos: list[smc.FilterInfo] = []
+        self.generators: list[torch.Generator] = []
+
+    def on_transition(self, k: int, x_t: Tensor, denoised: Tensor) -> Tensor | None:
+        """Score the denoised predictions at the start of transition k; return the rows that go on, None for all."""
+        if k == 0:  # from pure noise every prediction is nearly E[z]: nothing to score yet
+            self._check_rows(x_t)
+            seeds = torch.tensor(row_seeds(x_t, stream=(-1,))).view(self.shape)
+            self.generators = [torch.Generator().manual_seed(int(group[0])) for group in seeds]
+            return None
+        self.state, info = smc.step(
+            self.state,
+            self.score(self.decode(denoised.to(x_t.dtype))),
+            reward_scale=self.steerer.reward_scale,
+            ess_threshold=self.steerer.ess_threshold,
+            uniforms=draw_uniforms(self.generators),
+        )
+        self.infos.append(info)
+        if not info.resampled.any():
+            return None
+        first = torch.arange(self.shape[0])[:, None] * self.shape[1]
+        return (first + info.ancestors).flatten().to(denoised.device)
+
+    def score(self, images: Tensor) -> Tensor:
+        """Return the rewards of images in slot order, shape (P, K), float64 on the CPU."""
+        scores = self.steerer.reward(images, list(self.prompts))
+        scores = torch.as_tensor(scores).detach().to("cpu", torch.float64)
+        number = len(self.prompts)
+        if scores.shape != (number,):
+            raise ValueError(
+                f"reward returned shape {tuple(scores.shape)}; expected one score per particle, shape ({number},): "
+                "return one float for each image"
+            )
+        if not scores.isfinite().all():
+            raise ValueError(
+                f"reward returned {scores.tolist()}; expected finite scores: check the images it was given"
+            )
+        return scores.view(self.shape)
+
+    def result(self, output: Tensor, output_type: str) -> SteeringResult:
+        """Weigh the final images (or latents) by their own rewards and put everything together."""
+        rewards = self.score(self.decode(output) if output_type == "latent" else output.float())
+        state = smc.weigh(self.state, rewards, self.steerer.reward_scale)
+        order = rewards.argsort(dim=-1, descending=True, stable=True)
+        rows = (torch.arange(self.shape[0])[:, None] * self.shape[1] + order).flatten()
+        groups, particles = self.shape
+        ancestors = [info.ancestors for info in self.infos]
+        sizes = [info.ess for info in self.infos]
+        return SteeringResult(
+            images=_as_output(self.steerer.pipe, output[rows.to(output.device)], output_type),
+            rewards=rewards,
+            log_weights=normalise(state.log_weights),
+            ancestors=torch.stack(ancestors) if ancestors else torch.empty(0, groups, particles, dtype=torch.int64),
+            ess=torch.stack(sizes) if sizes else torch.empty(0, groups, dtype=torch.float64),
+            log_evidence=smc.log_evidence(state),
+            order=order,
+        )
+
+    def _check_rows(self, x_t: Tensor) -> None:
+        if len(x_t) != len(self.prompts):
+            raise ValueError(
+                f"the pipeline runs {len(x_t)} rows, expected prompts × num_particles = {len(self.prompts)}: "
+                "this pipeline's batch layout is not supported"
+            )
+
+
+def _as_output(pipe: Any, images: Tensor, output_type: str) -> Any:
+    """Return images (N, 3, H, W) in [0, 1], or latents, in the form `output_type` names."""
+    if output_type in ("pt", "latent"):
+        return images
+    arrays = images.float().cpu().permute(0, 2, 3, 1).numpy()
+    return arrays if output_type == "np" else pipe.image_processor.numpy_to_pil(np.ascontiguousarray(arrays))

@@ -1,0 +1,246 @@
+"""FeynmanKacSteerer around real pipelines at toy size."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
+from PIL.Image import Image
+
+import tiny
+from glassflows import FeynmanKacSteerer, GLASSScheduler
+from glassflows.smc import filter as smc
+from glassflows.smc.weights import ess, log_mean, normalise
+
+
+def brightness(images, prompts):
+    """How bright an image is; spread enough for a toy model's images to differ."""
+    assert images.dtype == torch.float32
+    assert images.shape[1:] == (3, 16, 24)
+    assert len(images) == len(prompts)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    return 1000 * images.mean((1, 2, 3))
+
+
+def call(pipe):
+    return (tiny.FLUX_CALL if "Flux" in type(pipe).__name__ else tiny.SD_CALL) | {"num_inference_steps": 6}
+
+
+def steer(pipe, prompt="a cat", *, seed=0, num_particles=4, output_type="np", num_transitions=3, **options):
+    steerer = FeynmanKacSteerer(
+        pipe, **({"reward": brightness} | options), num_particles=num_particles, num_transitions=num_transitions
+    )
+    return steerer(prompt, generator=tiny.seeded(seed), output_type=output_type, **call(pipe))
+
+
+PIPELINES = [tiny.flux, tiny.sd]
+
+
+@pytest.mark.parametrize("make", PIPELINES)
+def test_reward_rises(make):
+    pipe = make()
+    plain = [steer(pipe, seed=seed, reward_scale=0).rewards.mean().item() for seed in range(4)]
+    steered = [steer(pipe, seed=seed, reward_scale=3, ess_threshold=1).rewards.mean().item() for seed in range(4)]
+    assert np.mean(steered) > np.mean(plain)
+
+
+@pytest.mark.parametrize("make", PIPELINES)
+def test_zero_reward_scale_is_no_steering(make):
+    """Bit for bit the images of the pipeline with a GLASSScheduler."""
+    pipe = make()
+    out = steer(pipe, reward_scale=0)
+    pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=3)
+    plain = pipe("a cat", num_images_per_prompt=4, generator=tiny.seeded(), output_type="np", **call(pipe)).images
+    assert np.array_equal(out.images, plain[out.order[0]])
+
+
+def test_result():
+    pipe = tiny.flux()
+    out = steer(pipe, ["a cat", "a dog"], reward_scale=1, ess_threshold=1)
+    assert out.rewards.shape == out.log_weights.shape == out.order.shape == (2, 4)
+    assert out.ancestors.shape == (2, 2, 4)
+    assert out.ess.shape == (2, 2)
+    assert out.log_evidence.shape == (2,)
+    assert out.rewards.dtype == out.log_weights.dtype == torch.float64
+    assert out.ancestors.dtype == torch.int64
+    assert ((out.ancestors >= 0) & (out.ancestors < 4)).all()
+    torch.testing.assert_close(out.log_weights.exp().sum(-1), torch.ones(2, dtype=torch.float64))
+    best_first = out.rewards.gather(1, out.order)
+    assert (best_first.diff() <= 0).all()
+    images = torch.from_numpy(out.images).permute(0, 3, 1, 2)
+    torch.testing.assert_close(brightness(images, [""] * 8).double().view(2, 4), best_first, rtol=0, atol=1e-3)
+
+
+def test_particles_descend_from_their_ancestors():
+    """What is scored at one transition is resampled as recorded, and weights follow the filter's arithmetic."""
+    scored = []
+
+    def reward(images, prompts):
+        scored.append(brightness(images, prompts).double().view(2, 4))
+        return scored[-1].flatten()
+
+    out = steer(tiny.flux(), ["a cat", "a dog"], reward=reward, reward_scale=1, ess_threshold=0.9)
+    state = smc.init(2, 4)
+    for rewards, ancestors in zip(scored[:-1], out.ancestors, strict=True):
+        weighed = smc.weigh(state, rewards, 1.0)
+        moved = (ancestors != torch.arange(4)).any(-1) | (ess(weighed.log_weights) < 3.6)
+        state = smc.FilterState(
+            torch.where(moved[:, None], 0.0, weighed.log_weights),
+            weighed.log_evidence + torch.where(moved, log_mean(weighed.log_weights), 0.0),
+            rewards.gather(1, ancestors),
+        )
+    final = smc.weigh(state, scored[-1], 1.0)
+    torch.testing.assert_close(out.log_weights, normalise(final.log_weights))
+    torch.testing.assert_close(out.log_evidence, smc.log_evidence(final))
+
+
+def test_a_prompt_among_others_is_a_prompt_alone():
+    pipe = tiny.flux()
+    latents = torch.randn(8, 24, 16, generator=tiny.seeded())
+    steerer = FeynmanKacSteerer(pipe, brightness, num_particles=4, num_transitions=3, ess_threshold=1)
+    both = steerer(["a cat", "a dog"], latents=latents, output_type="np", **call(pipe))
+    one = steerer("a dog", latents=latents[4:], output_type="np", **call(pipe))
+    assert torch.equal(both.ancestors[:, 1:], one.ancestors)
+    np.testing.assert_allclose(both.images[4:], one.images, atol=2e-5)
+
+
+def test_same_seed_same_result():
+    pipe = tiny.flux()
+    one, two, other = (steer(pipe, seed=seed, ess_threshold=1) for seed in (0, 0, 1))
+    assert np.array_equal(one.images, two.images)
+    assert torch.equal(one.log_evidence, two.log_evidence)
+    assert not np.array_equal(one.images, other.images)
+
+
+@pytest.mark.parametrize("make", PIPELINES)
+def test_output_types(make):
+    pipe = make()
+    arrays = steer(pipe).images
+    assert arrays.shape == (4, 16, 24, 3)
+    pictures = steer(pipe, output_type="pil").images
+    assert all(isinstance(picture, Image) for picture in pictures)
+    np.testing.assert_allclose(np.stack([np.asarray(p) for p in pictures]) / 255, arrays, atol=0.51 / 255)
+    tensors = steer(pipe, output_type="pt").images
+    np.testing.assert_array_equal(tensors.permute(0, 2, 3, 1).numpy(), arrays)
+    latents = steer(pipe, output_type="latent")
+    assert len(latents.images) == 4
+    np.testing.assert_allclose(latents.rewards, steer(pipe).rewards, atol=1e-3)
+
+
+def test_decode_overrides_what_the_reward_sees():
+    pipe = tiny.sd()
+    seen = []
+
+    def decode(latents):
+        assert latents.shape == (4, 4, 8, 12)
+        seen.append(latents)
+        return torch.full((4, 3, 16, 24), 0.5)
+
+    out = steer(pipe, decode=decode)
+    assert len(seen) == 2
+    assert out.images.std() > 0.01  # the pipeline's own images
+
+
+def test_reward_scale_defaults_to_the_rewards_own():
+    class Documented:
+        reward_scale = 7.0
+
+        def __call__(self, images, prompts):
+            return brightness(images, prompts)
+
+    pipe = tiny.flux()
+    assert FeynmanKacSteerer(pipe, Documented()).reward_scale == 7
+    assert FeynmanKacSteerer(pipe, Documented(), reward_scale=2).reward_scale == 2
+    assert FeynmanKacSteerer(pipe, brightness).reward_scale == 1
+
+
+@pytest.mark.parametrize("glass", [False, True])
+def test_pipeline_is_restored(glass):
+    pipe = tiny.flux()
+    if glass:
+        pipe.scheduler = GLASSScheduler.from_config(pipe.scheduler.config, num_transitions=2)
+        pipe.scheduler.set_generator(tiny.seeded(5))
+    before, config, plain = pipe.scheduler, dict(pipe.config), plain_images(pipe)
+
+    def unchanged():
+        assert pipe.scheduler is before
+        assert dict(pipe.config) == config
+        assert np.array_equal(plain_images(pipe), plain)
+
+    steer(pipe)
+    unchanged()
+    for error in (RuntimeError("reward"), KeyboardInterrupt()):
+
+        def fail(images, prompts, error=error):
+            raise error
+
+        with pytest.raises(type(error)):
+            steer(pipe, reward=fail)
+        unchanged()
+        with pytest.raises(type(error)):
+            steer(pipe, decode=lambda latents: fail(latents, None))
+        unchanged()
+
+
+def plain_images(pipe):
+    if isinstance(pipe.scheduler, GLASSScheduler):
+        pipe.scheduler.set_generator(tiny.seeded(5))
+    return pipe("a cat", generator=tiny.seeded(), output_type="np", **call(pipe)).images
+
+
+def test_glass_scheduler_in_the_pipeline_keeps_its_options():
+    pipe = tiny.flux()
+    pipe.scheduler = GLASSScheduler.from_config(pipe.scheduler.config, num_transitions=2)
+    assert len(steer(pipe, num_transitions=None).ancestors) == 1
+    assert len(steer(pipe, num_transitions=4).ancestors) == 3
+
+
+def test_one_transition_is_best_of_n():
+    out = steer(tiny.flux(), num_transitions=1)
+    assert out.ancestors.shape == (0, 1, 4)
+    torch.testing.assert_close(out.log_weights, (out.rewards - out.rewards.logsumexp(-1, keepdim=True)))
+
+
+def test_callbacks_and_progress_still_work():
+    pipe, seen = tiny.flux(), []
+    steerer = FeynmanKacSteerer(pipe, brightness, num_particles=2)
+    steerer("a cat", callback_on_step_end=lambda pipe, i, t, kwargs: seen.append(i) or {}, **call(pipe))
+    assert seen == [*range(6)]
+
+
+def test_bad_input():
+    pipe = tiny.flux()
+    cases = {
+        r"shape \(4, 1\); expected one score per particle, shape \(4,\)": lambda images, prompts: images[:, :1, 0, 0],
+        "expected finite scores": lambda images, prompts: [float("nan")] * 4,
+    }
+    for message, reward in cases.items():
+        with pytest.raises(ValueError, match=message):
+            steer(pipe, reward=reward)
+    for name in ("num_images_per_prompt", "return_dict"):
+        with pytest.raises(TypeError, match=f"{name}: the steerer sets this itself"):
+            FeynmanKacSteerer(pipe, brightness)("a cat", **{name: 2})
+    with pytest.raises(ValueError, match="output_type"):
+        steer(pipe, output_type="jpeg")
+    with pytest.raises(ValueError, match="num_particles: expected at least 1, got 0"):
+        FeynmanKacSteerer(pipe, brightness, num_particles=0)
+    with pytest.raises(ValueError, match="ess_threshold: expected a fraction"):
+        FeynmanKacSteerer(pipe, brightness, ess_threshold=4)
+    pipe.scheduler = LCMScheduler()
+    with pytest.raises(ValueError, match="LCMScheduler, which has no GLASS counterpart"):
+        FeynmanKacSteerer(pipe, brightness)
+
+
+def test_unknown_keywords_reach_the_pipeline():
+    pipe = tiny.flux()
+    with pytest.raises(TypeError, match="num_inference_stepz"):
+        FeynmanKacSteerer(pipe, brightness)("a cat", num_inference_stepz=4)
+    assert isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
+
+
+def test_unknown_latents_ask_for_decode():
+    pipe = tiny.sd()
+    pipe.vae = None
+    with pytest.raises(ValueError, match="pass decode="):
+        FeynmanKacSteerer(pipe, brightness)("a cat")
+    assert isinstance(pipe.scheduler, DDIMScheduler)
