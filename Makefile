@@ -16,7 +16,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# Retrain the embedded model: about two hours on 2 CPU cores.
+# Retrain the embedded model: about 90 minutes on 2 CPU cores.
 scenes: $(READY)
 	cd examples && ../$(BIN)/python -m scenes.train
 

@@ -18,8 +18,19 @@ def test_decodes_as_the_pipeline_does(make):
     assert torch.equal(decoded, images)
 
 
+def test_half_precision_autoencoders_that_overflow_are_upcast():
+    """SDXL's own: decoded in float32 and left in half precision."""
+    pipe = tiny.sd()
+    latents = torch.randn(2, 4, 8, 12, generator=tiny.seeded()).half()
+    pipe.vae.half()
+    decoded = decoder(pipe, tiny.SD_CALL)(latents)
+    assert pipe.vae.dtype == torch.float16
+    pipe.vae.float()
+    assert torch.equal(decoded, decoder(pipe, tiny.SD_CALL)(latents.float()))
+
+
 def test_unknown_packing_asks_for_decode():
     pipe = tiny.flux()
     pipe._unpack_latents = lambda latents, frames: latents
-    with pytest.raises(ValueError, match="packs its latents in a way of its own: pass decode="):
+    with pytest.raises(ValueError, match="packs or sizes its latents in a way of its own: pass decode="):
         decoder(pipe, tiny.FLUX_CALL)

@@ -1,6 +1,7 @@
 """GLASSScheduler in real pipelines at toy size."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def run(pipe, seed=0, steps=6, **kwargs):
     call = tiny.FLUX_CALL if "Flux" in type(pipe).__name__ else tiny.SD_CALL
     if "generator" not in kwargs:
         kwargs["generator"] = tiny.seeded(seed)
-    return pipe("a cat", num_inference_steps=steps, output_type="np", **(call | kwargs)).images
+    return pipe("a cat", num_inference_steps=steps, **({"output_type": "np"} | call | kwargs)).images
 
 
 # ---- construction ----------------------------------------------------------------------------------------------------
@@ -498,22 +499,121 @@ def test_no_device_to_host_copy():
     assert x.device.type == "meta"
 
 
-def test_hook_picks_rows():
-    """The hook of a transition picks rows; the first transition knows its index."""
-    scheduler = GLASSScheduler(num_transitions=2)
+def test_hook_moves_state_and_prediction_together():
+    """Resampled to row 2 everywhere, each slot goes on from row 2's x_t and ẑ with its own noise, by the equation."""
+    scheduler = GLASSScheduler(num_transitions=2, solver_order=1)
     scheduler.set_timesteps(4, sigmas=[1.0, 0.75, 0.5, 0.25])
     x, v = torch.randn(2, 5, 3, generator=tiny.seeded())
     seen = []
 
     def hook(k, x_t, denoised):
-        seen.append((k, x_t.clone(), denoised.clone()))
+        seen.append(k)
         return torch.tensor([2, 2, 2, 2, 2]) if k == 1 else None
 
     scheduler.on_transition = hook
-    for t in scheduler.timesteps:
+    scheduler.set_generator(tiny.seeded(1))
+    for i, t in enumerate(scheduler.timesteps):
         out = scheduler.step(v, t, x)
-        if t == scheduler.timesteps[2]:
-            torch.testing.assert_close(out.pred_original_sample, (x - 0.5 * v)[2].expand(5, 3))
-            assert len(out.prev_sample.unique(dim=0)) == 5  # siblings part ways at once
+        if i == 2:  # from σ = .5 to data; the next call lies at σ = .25
+            x_t, z = x[2].expand(5, 3), (x - 0.5 * v)[2].expand(5, 3)
+            lam = math.sqrt(3.0**2 - 1.0**2)  # (α/σ)² is 1 at σ = .5 and 9 at σ = .25
+            e = torch.randn(5, 3, generator=tiny.seeded(1)) + lam * z
+            expected = 0.25 * (x_t / 0.5 + lam * e) / 3
+            torch.testing.assert_close(out.pred_original_sample, z)
+            torch.testing.assert_close(out.prev_sample, expected)
         x = out.prev_sample
-    assert [k for k, _, _ in seen] == [0, 1]
+    assert seen == [0, 1]
+
+
+def test_handed_out_tensors_are_not_the_state():
+    """Writing into what `step` returned, or into the network's output, changes nothing."""
+    last = []
+    for spoil in (False, True):
+        scheduler = GLASSScheduler.from_scheduler(NATIVES["ddpm"], num_transitions=2)  # a network that predicts z
+        scheduler.set_timesteps(6)
+        scheduler.set_generator(tiny.seeded(1))
+        x = torch.randn(5, 3, generator=tiny.seeded())
+        for t in scheduler.timesteps:
+            output = 0.3 * x
+            out = scheduler.step(output, t, x)
+            x = out.prev_sample.clone()
+            if spoil:
+                for tensor in (output, out.pred_original_sample, out.prev_sample):
+                    tensor.fill_(7.0)
+        last.append(x)
+    assert torch.equal(*last)
+
+
+@pytest.mark.parametrize("options", CASES[3:5], ids=str)
+def test_a_cut_transition_is_the_ode_through_its_listed_times(options):
+    """Begun inside a transition: Euler through the rest of its t* to its own end, written independently."""
+    scheduler = GLASSScheduler(**options, solver_order=1)
+    scheduler.set_timesteps(12, sigmas=np.linspace(1, 1 / 12, 12))
+    size = 12 // options["num_transitions"]
+    begin = size + 1  # the second call of the second transition
+    scheduler.set_begin_index(begin)
+    times = [1 - float(t) / 1000 for t in scheduler.timesteps[begin : 2 * size]] + [2 * size / 12]
+    law, _ = reference()
+    x = torch.randn(5, 3, generator=tiny.seeded())
+    ours, expected = x, x.double()
+    for t, now, then in zip(scheduler.timesteps[begin : 2 * size], times[:-1], times[1:], strict=True):
+        velocity = (ours.double() - law(ours.double(), now)) / (1 - now)
+        ours = scheduler.step(velocity.float(), t, ours).prev_sample
+        expected = expected + (then - now) * (law(expected, now) - expected) / (1 - now)
+    torch.testing.assert_close(ours, expected.float(), rtol=0, atol=2e-5)
+
+
+# ---- from one scheduler to another and back --------------------------------------------------------------------------
+
+
+def test_keys_of_the_same_name_survive_both_ways():
+    """DPM-Solver++ has a `solver_order` of its own."""
+    native = DPMSolverMultistepScheduler(solver_order=3, **SD)
+    glass = GLASSScheduler.from_config(native.config, solver_order=1)
+    assert glass.config.solver_order == 3
+    assert DPMSolverMultistepScheduler.from_config(glass.config).config.solver_order == 3
+    assert GLASSScheduler.from_config(glass.config).config["glass"]["solver_order"] == 1
+
+
+def test_there_and_back_and_there_again():
+    """A native built from a GLASS config and changed is what counts, not what the config once held."""
+    glass = GLASSScheduler.from_config(NATIVES["flow"].config, num_transitions=2)
+    native = FlowMatchEulerDiscreteScheduler.from_config(glass.config, shift=5.0)
+    again = GLASSScheduler.from_config(native.config)
+    assert again.config["native"]["shift"] == again.config.shift == 5.0
+    other = DDIMScheduler.from_config(GLASSScheduler.from_config(NATIVES["pndm"].config).config)
+    assert GLASSScheduler.from_scheduler(other).config["native"]["_class_name"] == "DDIMScheduler"
+
+
+def test_keys_left_behind_by_another_class_are_ignored():
+    """Euler neither clips nor thresholds, whatever the DDIM config it was built from says."""
+    native = EulerDiscreteScheduler.from_config(DDIMScheduler(clip_sample=True, thresholding=True).config)
+    glass = GLASSScheduler.from_scheduler(native)
+    glass.set_timesteps(4)
+    x = torch.full((1, 3, 4, 4), 50.0)
+    assert glass.step(torch.zeros_like(x), glass.timesteps[0], x).pred_original_sample.min() > 50
+
+
+# ---- inpainting ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [tiny.flux_inpaint, tiny.sd_inpaint])
+@pytest.mark.parametrize("num_transitions", [1, 3])
+def test_inpainting(make, num_transitions):
+    """One transition is the native sampler; with more the painted half differs and the kept one does not."""
+    pipe = make()
+    image = torch.rand(1, 3, 16, 24, generator=tiny.seeded(3))
+    mask = torch.zeros(1, 1, 16, 24)
+    mask[..., :12] = 1
+    call = {"image": image, "mask_image": mask, "strength": 1.0, "steps": 6, "output_type": "latent"}
+    native = run(pipe, **call)
+    pipe.scheduler = GLASSScheduler.from_config(pipe.scheduler.config, num_transitions=num_transitions, solver_order=1)
+    ours = run(pipe, **call)
+    if make is tiny.flux_inpaint:  # packed 2 × 2
+        native, ours = (latents.view(1, 4, 6, 16).permute(0, 3, 1, 2) for latents in (native, ours))
+    half = ours.shape[-1] // 2
+    torch.testing.assert_close(ours[..., half:], native[..., half:], rtol=0, atol=1e-5)
+    if num_transitions == 1:
+        torch.testing.assert_close(ours, native, rtol=0, atol=1e-4)
+    else:
+        assert (ours - native)[..., :half].abs().max() > 0.1

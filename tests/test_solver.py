@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from glassflows import RectifiedFlow, sample
-from glassflows.flow.solver import Solver, condot_lams, timetable
+from glassflows.flow.solver import History, InnerState, Solver, condot_lams, moved, network_input, timetable
 from glassflows.flow.transition import transition
 from oracles import reference
 
@@ -84,6 +84,19 @@ def test_convergence_orders():
 def test_uncorrected_predictor_is_of_first_order_at_fixed_number_of_transitions():
     order, _ = slope(solver_order=2, corrector=False)
     assert 0.8 < order < 1.4
+
+
+def test_an_edit_moves_the_network_input_by_itself():
+    """And along the sufficient direction: nothing of it is orthogonal to (cos θ, sin θ)."""
+    generator = torch.Generator().manual_seed(0)
+    x, e, delta = torch.randn(3, 5, 3, generator=generator, dtype=torch.float64)
+    state = InnerState(x, e, History(e, x))
+    for step in blocks(12, 3)[1].steps:
+        after = moved(step, state, delta)
+        torch.testing.assert_close(network_input(step, after), network_input(step, state) + delta, rtol=0, atol=1e-12)
+        base, innovation = after.base - x, after.innovation - e
+        torch.testing.assert_close(step.sin * base, step.cos * innovation, rtol=0, atol=1e-12)
+        torch.testing.assert_close(after.history.euler - e, innovation, rtol=0, atol=1e-12)
 
 
 def test_data_are_reached_by_the_last_denoised_prediction():

@@ -10,9 +10,11 @@ from diffusers import (
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -88,6 +90,14 @@ def sd(cls: type = StableDiffusionPipeline, scheduler=None, **config):
 
 def flux_img2img():
     return flux(FluxImg2ImgPipeline)
+
+
+def flux_inpaint():
+    return flux(FluxInpaintPipeline)
+
+
+def sd_inpaint():
+    return sd(StableDiffusionInpaintPipeline)
 
 
 def sd_img2img():

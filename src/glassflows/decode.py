@@ -34,8 +34,15 @@ def decoder(pipe: Any, call: Mapping[str, Any]) -> Decode:
 
     @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:
-        z = _unscale(unpack(latents), vae.config).to(vae.device, vae.dtype)
-        images = vae.decode(z, return_dict=False)[0]
+        dtype = vae.dtype
+        upcast = dtype == torch.float16 and vae.config.force_upcast  # SDXL's own overflows in half precision
+        try:
+            if upcast:
+                vae.to(torch.float32)
+            images = vae.decode(_unscale(unpack(latents).to(vae.dtype), vae.config), return_dict=False)[0]
+        finally:
+            if upcast:
+                vae.to(dtype)
         return processor.postprocess(images, output_type="pt").float()
 
     return decode
@@ -46,9 +53,10 @@ def _unpacker(pipe: Any, call: Mapping[str, Any]) -> Decode:
     if unpack is None:
         return lambda latents: latents
     names = list(inspect.signature(unpack).parameters)
-    if names != ["latents", "height", "width", "vae_scale_factor"]:
+    resizes = "max_area" in inspect.signature(type(pipe).__call__).parameters  # Kontext picks a size of its own
+    if resizes or names != ["latents", "height", "width", "vae_scale_factor"]:
         raise ValueError(
-            f"decode: {type(pipe).__name__} packs its latents in a way of its own: "
+            f"decode: {type(pipe).__name__} packs or sizes its latents in a way of its own: "
             "pass decode=, a function from latents to images (N, 3, H, W) in [0, 1]"
         )
     default = pipe.default_sample_size * pipe.vae_scale_factor

@@ -93,8 +93,9 @@ class Native:
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
         self.name = check_class(type(scheduler).__name__)
-        config = scheduler.config
-        self.num_train_timesteps: int = config.num_train_timesteps
+        known = parameters(self.name)  # other keys are what an earlier class left behind
+        config = self.config = {key: value for key, value in scheduler.config.items() if key in known}
+        self.num_train_timesteps: int = config["num_train_timesteps"]
         self.is_flow = self.name in FLOW or bool(config.get("use_flow_sigmas"))
         self.inverted = bool(config.get("invert_sigmas"))
         if config.get("timestep_type") == "continuous":
@@ -109,7 +110,7 @@ class Native:
     def _prediction(self, config: Any) -> Prediction:
         if self.name in FLOW:
             return "velocity"
-        kind = config.prediction_type
+        kind = config["prediction_type"]
         expected = ("flow_prediction",) if self.is_flow else ("epsilon", "v_prediction", "sample")
         if kind not in expected:
             raise ValueError(f"prediction_type: expected one of {expected} for {self.name}, got {kind!r}")
@@ -132,7 +133,7 @@ class Native:
         timesteps = self.scheduler.timesteps
         if self.name in TABLE:
             return self._table_grid(timesteps)
-        sigmas = self.scheduler.sigmas.detach().double().cpu().tolist()
+        sigmas = self.scheduler.sigmas.detach().cpu().double().tolist()
         levels = tuple(self._flow_level(s) if self.is_flow else self._level(s) for s in sigmas)
         return NativeGrid(levels, timesteps.clone(), self.scheduler.sigmas.detach().float().cpu().clone())
 
@@ -165,7 +166,7 @@ class Native:
     def labels(self, levels: Sequence[NoiseLevel], grid: NativeGrid) -> Tensor:
         """Return the host timesteps of noise levels between those of the grid, float32, by interpolation."""
         end = self.num_train_timesteps * (1 - grid.levels[-1].t) if self.is_flow else 0.0
-        known = [*grid.timesteps.double().cpu().tolist(), self.num_train_timesteps - end if self.inverted else end]
+        known = [*grid.timesteps.cpu().double().tolist(), self.num_train_timesteps - end if self.inverted else end]
         values = np.interp([level.t for level in levels], [level.t for level in grid.levels], known)
         return torch.tensor(values, dtype=torch.float32, device=grid.timesteps.device)
 
@@ -182,9 +183,9 @@ class Native:
         if output.ndim > 1 and output.shape[1] == 2 * x_t.shape[1]:  # the other half is a learned variance
             output = output.chunk(2, dim=1)[0]
         z = denoised(-output if self.inverted else output, x_t, level, self.prediction)
-        if self.scheduler.config.get("thresholding"):
+        if self.config.get("thresholding"):
             return self.scheduler._threshold_sample(z)
-        if self.scheduler.config.get("clip_sample"):
-            limit = self.scheduler.config.get("clip_sample_range", 1.0)
+        if self.config.get("clip_sample"):
+            limit = self.config.get("clip_sample_range", 1.0)
             return z.clamp(-limit, limit)
         return z

@@ -69,7 +69,7 @@ def _forked(generators: Any, stream: tuple[int, ...]) -> Any:
         return None
     if isinstance(generators, list):
         return [_forked(generator, stream) for generator in generators]
-    seed = _seed(repr(generators.initial_seed()).encode(), *stream)
+    seed = _seed(generators.get_state().numpy().tobytes(), *stream)
     return torch.Generator(generators.device).manual_seed(seed)
 
 

@@ -93,8 +93,9 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"num_transitions: expected at least 1, got {num_transitions}")
         if inner_grid not in ("time", "condot"):
             raise ValueError(f'inner_grid: expected "time" or "condot", got {inner_grid!r}')
-        self._options = {"correlation": check_correlation(correlation), "inner_grid": inner_grid}
+        self._laws = {"correlation": check_correlation(correlation), "inner_grid": inner_grid}
         self._solver = Solver(solver_order, corrector)
+        self._options = {key: self.config[key] for key in _OWN}
         self._wrap(natives.build(native or {"_class_name": "FlowMatchEulerDiscreteScheduler"}))
 
         self.on_transition: TransitionHook | None = None
@@ -109,9 +110,10 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
     def _wrap(self, scheduler: Any) -> None:
         """Read this native scheduler from now on, its config visible beside our own as hosts expect it."""
         self._native = Native(scheduler)
-        keys = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-        own = {key: self.config[key] for key in _OWN}
-        self.register_to_config(**(keys | own | {"native": {"_class_name": self._native.name, **keys}}))
+        keys = {k: v for k, v in scheduler.config.items() if not k.startswith("_") and k not in ("native", "glass")}
+        native = {"_class_name": self._native.name, **keys}
+        # native keys win where the names meet (solver_order of DPM++), so that they survive the way back
+        self.register_to_config(**keys, native=native, glass=self._options, _class_name="GLASSScheduler")
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:  # type: ignore[override]
@@ -131,12 +133,10 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
                 f"config: expected a scheduler's config, got {type(config).__name__}: pass pipe.scheduler.config, "
                 "or use GLASSScheduler.from_pretrained for a path"
             )
-        if config.get("_class_name") == cls.__name__ or "native" in config:
-            native = dict(config["native"])
-            own = {key: config[key] for key in _OWN if key in config}
+        if config.get("_class_name") == cls.__name__:
+            native, own = dict(config["native"]), dict(config["glass"])
         else:
-            native = {**config, "_class_name": natives.class_name(config)}
-            own = {}
+            native, own = {**config, "_class_name": natives.class_name(config)}, {}
         own |= {key: options.pop(key) for key in _OWN if key in options}
         unknown = [key for key in options if key not in natives.parameters(native["_class_name"])]
         if unknown:
@@ -157,7 +157,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         """
         is_glass = isinstance(scheduler, cls)
         native = scheduler._native.scheduler if is_glass else scheduler
-        own = {key: scheduler.config[key] for key in _OWN} if is_glass else {}
+        own = scheduler._options if is_glass else {}
         natives.check_class(type(native).__name__)
         new = cls({"_class_name": type(native).__name__, **native.config}, **(own | options))
         new._wrap(copy.deepcopy(native))
@@ -206,12 +206,12 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
     def _timetable(self, levels: Sequence[NoiseLevel]) -> list[Block]:
         return timetable(
-            levels, self.config["num_transitions"], schedule=self._native.schedule, solver=self._solver, **self._options
+            levels, self._options["num_transitions"], schedule=self._native.schedule, solver=self._solver, **self._laws
         )
 
     @property
     def _on_native_grid(self) -> bool:
-        return self._options == {"correlation": "ddpm", "inner_grid": "time"}
+        return self._laws == {"correlation": "ddpm", "inner_grid": "time"}
 
     def _host_view(self, grid: NativeGrid) -> tuple[Tensor, Tensor]:
         """Return `timesteps` (N,) and `sigmas` (N + 1,) of the network calls as the host names them."""
@@ -300,7 +300,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         denoised = self._native.denoised(model_output.float(), x, inner_step.level)
 
         if i == 0:
-            ancestors = self.on_transition(k, x, denoised) if self.on_transition else None
+            ancestors = self.on_transition(k, sample, denoised) if self.on_transition else None
             if ancestors is not None:
                 state = replace(state, base=state.base[ancestors], innovation=state.innovation[ancestors])
                 denoised = denoised[ancestors]
@@ -316,7 +316,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
         previous = previous.to(sample.dtype)
         self._progress = _Progress(progress.next_call + 1, state, previous.clone())
-        denoised = denoised.to(sample.dtype)
+        denoised = denoised.to(sample.dtype, copy=True)
         return GLASSSchedulerOutput(previous, denoised) if return_dict else (previous, denoised)
 
     # ---- noising, for img2img and inpainting -------------------------------------------------------------------------

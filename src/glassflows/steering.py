@@ -66,11 +66,6 @@ class FeynmanKacSteerer:
     Raises:
         ValueError: if a number is out of range or the pipeline's scheduler has no GLASS counterpart.
 
-    Example:
-        steer = FeynmanKacSteerer(pipe, reward=CLIPScore(), num_particles=8)
-        out = steer("two green triangles", num_inference_steps=30)
-        out.images[0]
-
     Reference:
         Singhal et al., arXiv:2501.06848; Holderrieth et al., arXiv:2509.25170, section 5.
     """
@@ -79,8 +74,8 @@ class FeynmanKacSteerer:
         self,
         pipe: Any,
         reward: Reward,
-        *,
         num_particles: int = 8,
+        *,
         reward_scale: float | None = None,
         num_transitions: int | None = None,
         ess_threshold: float = 0.5,
@@ -113,7 +108,6 @@ class FeynmanKacSteerer:
 
         After any exception the pipeline is as it was before.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         for name in ("return_dict", *_COUNTS):
             if name in kwargs:
                 raise TypeError(
@@ -123,26 +117,26 @@ class FeynmanKacSteerer:
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f'output_type: expected "pil", "np", "pt" or "latent", got {output_type!r}')
         decode = self.decode or decoder(self.pipe, kwargs)
-        run = _Run(self, prompts, decode)
+        run = _Run(self, _repeated(prompt, self.num_particles), decode)
 
         native = self.pipe.scheduler
         scheduler = GLASSScheduler.from_scheduler(native, **self.options)
         scheduler.on_transition = run.on_transition
-        self.pipe.scheduler = scheduler
         try:
+            self.pipe.scheduler = scheduler
             drawn = "latent" if output_type == "latent" else "pt"  # float images; the reward sees no rounding
-            output = self.pipe(**self._counted(prompts), output_type=drawn, **kwargs)[0]
+            output = self.pipe(**self._counted(prompt), output_type=drawn, **kwargs)[0]
         finally:
             self.pipe.scheduler = native
         return run.result(output, output_type)
 
-    def _counted(self, prompts: list[str]) -> dict[str, Any]:
+    def _counted(self, prompt: str | Sequence[str]) -> dict[str, Any]:
         """Return the arguments that make the pipeline draw K images of each prompt, prompt-major."""
         accepted = inspect.signature(type(self.pipe).__call__).parameters
         for name in _COUNTS:
             if name in accepted:
-                return {"prompt": prompts, name: self.num_particles}
-        return {"prompt": [prompt for prompt in prompts for _ in range(self.num_particles)]}
+                return {"prompt": prompt, name: self.num_particles}
+        return {"prompt": _repeated(prompt, self.num_particles)}
 
 
 class _Run:
@@ -151,8 +145,8 @@ class _Run:
     def __init__(self, steerer: FeynmanKacSteerer, prompts: list[str], decode: Decode) -> None:
         self.steerer = steerer
         self.decode = decode
-        self.shape = (len(prompts), steerer.num_particles)
-        self.prompts = [prompt for prompt in prompts for _ in range(steerer.num_particles)]
+        self.prompts = prompts  # one per particle
+        self.shape = (len(prompts) // steerer.num_particles, steerer.num_particles)
         self.state = smc.init(*self.shape)
         self.infos: list[smc.FilterInfo] = []
         self.generators: list[torch.Generator] = []
@@ -166,7 +160,7 @@ class _Run:
             return None
         self.state, info = smc.step(
             self.state,
-            self.score(self.decode(denoised.to(x_t.dtype))),
+            self.score(self.decode(denoised.to(x_t.dtype, copy=True))),
             reward_scale=self.steerer.reward_scale,
             ess_threshold=self.steerer.ess_threshold,
             uniforms=draw_uniforms(self.generators),
@@ -218,6 +212,11 @@ class _Run:
                 f"the pipeline runs {len(x_t)} rows, expected prompts × num_particles = {len(self.prompts)}: "
                 "this pipeline's batch layout is not supported"
             )
+
+
+def _repeated(prompt: str | Sequence[str], number: int) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    return [one for one in prompts for _ in range(number)]
 
 
 def _as_output(pipe: Any, images: Tensor, output_type: str) -> Any:

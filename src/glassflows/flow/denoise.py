@@ -33,7 +33,7 @@ def denoised(output: Tensor, x_t: Tensor, level: NoiseLevel, prediction: Predict
     if prediction == "v_prediction":
         return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
     if prediction == "sample":
-        return output
+        return output.clone()  # never the network's own buffer
     raise ValueError(f"prediction: expected one of {get_args(Prediction)}, got {prediction!r}")
 
 

@@ -1,8 +1,9 @@
 """The timetable of network calls and the weights that integrate the inner ODE de/dλ = ẑ between them.
 
-Between two calls ẑ is taken linear in ψ(λ) = atan2(a, λ). The predictor extrapolates the last two ẑ of this transition;
-when the next ẑ arrives, the corrector replaces the extrapolation by the interpolation, at no further call (as UniPC
-does). All weights are integrals ∫ (ψ(λ) − ψ_i) dλ, made once in float64.
+Between two calls ẑ is taken linear in ψ(λ) = atan2(a, λ), a = √(1 + P_t): smooth in λ at 0 and in 1/λ at data for every
+P_t, so that P_t = 0 needs no variable of its own. The predictor extrapolates the last two ẑ of this transition; when
+the next ẑ arrives, the corrector replaces the extrapolation by the interpolation, at no further call (as UniPC does).
+All weights are integrals ∫ (ψ(λ) − ψ_i) dλ, made once in float64.
 """
 
 from __future__ import annotations
