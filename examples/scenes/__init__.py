@@ -1,0 +1,21 @@
+"""Scenes: a small FLUX-class text-to-image pipeline, trained from scratch by `train.py`.
+
+`load_pipeline()` returns an ordinary `diffusers.FluxPipeline`; `CALL` holds the keyword arguments that a model of this
+size needs at every call (FLUX's own defaults are 512 px and 512 text tokens).
+"""
+
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PIPELINE = HERE / "pipeline"
+CLIP = HERE / "clip"
+CALL = {"height": 32, "width": 32, "max_sequence_length": 12}
+
+
+def load_pipeline():
+    """Return the trained `FluxPipeline` in float32, progress bar off."""
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(PIPELINE)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

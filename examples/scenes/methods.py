@@ -1,0 +1,80 @@
+"""The ways to draw an image of each prompt that the demo and the benchmark compare, at equal calls per particle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from glassflows import FeynmanKacSteerer, GLASSScheduler
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a method draws for P prompts.
+
+    Args:
+        images: Its answer to each prompt, the image of highest reward, shape (P, 3, H, W).
+        rewards: Their rewards, shape (P,).
+        population: Mean reward of all particles of each prompt, shape (P,).
+        calls: Network calls spent on each prompt.
+    """
+
+    images: np.ndarray
+    rewards: np.ndarray
+    population: np.ndarray
+    calls: int
+
+
+Method = Callable[[Any, Any, list[str], int, torch.Generator, dict[str, Any]], Drawn]
+
+
+def ode(particles: int, *, glass: bool = False) -> Method:
+    """Best of `particles` ODE samples of the native sampler (Euler), or of ours (`glass`, one transition)."""
+
+    def draw(pipe, reward, prompts, calls, generator, call) -> Drawn:
+        native = pipe.scheduler
+        if glass:
+            pipe.scheduler = GLASSScheduler.from_scheduler(native, num_transitions=1)
+        try:
+            images = pipe(
+                prompts, num_images_per_prompt=particles, num_inference_steps=calls,
+                generator=generator, output_type="pt", **call,
+            ).images  # fmt: skip
+        finally:
+            pipe.scheduler = native
+        scores = reward(images, [prompt for prompt in prompts for _ in range(particles)]).view(-1, particles)
+        best = scores.argmax(1) + particles * torch.arange(len(prompts))
+        return Drawn(images[best].numpy(), scores.max(1).values.numpy(), scores.mean(1).numpy(), particles * calls)
+
+    return draw
+
+
+def steered(particles: int, num_transitions: int | None, **options: Any) -> Method:
+    """Feynman-Kac steering with this many transitions; None for one call per transition."""
+
+    def draw(pipe, reward, prompts, calls, generator, call) -> Drawn:
+        steerer = FeynmanKacSteerer(
+            pipe, reward, num_particles=particles, num_transitions=num_transitions or calls, **options
+        )
+        out = steerer(prompts, num_inference_steps=calls, generator=generator, output_type="pt", **call)
+        best = out.images.view(len(prompts), particles, *out.images.shape[1:])[:, 0]
+        rewards = out.rewards.float()
+        return Drawn(best.numpy(), rewards.max(1).values.numpy(), rewards.mean(1).numpy(), particles * calls)
+
+    return draw
+
+
+def methods(particles: int) -> dict[str, Method]:
+    """Return the methods compared, by name, for populations of `particles`."""
+    return {
+        "ODE, one image": ode(1),
+        f"ODE, best of {particles}": ode(particles),
+        f"ODE two-step, best of {particles}": ode(particles, glass=True),
+        f"GLASS, best of {particles}": steered(particles, 5, ess_threshold=0.0),
+        "FK, one call per transition": steered(particles, None),
+        "FK, GLASS": steered(particles, 5),
+    }

@@ -1,0 +1,5 @@
+"""Rewards: callables `reward(images, prompts)` from images (N, 3, H, W) in [0, 1] to N scores, higher is better."""
+
+from .clip import CLIPScore
+
+__all__ = ["CLIPScore"]

@@ -1,0 +1,141 @@
+"""The embedded model: its language, its judge, and what is trained."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
+
+from glassflows import GLASSScheduler
+from glassflows.rewards import CLIPScore
+from scenes import CALL, CLIP, HERE, PIPELINE, load_pipeline
+from scenes.draw import draw
+from scenes.grammar import HELD_OUT, TRAIN, hard_negatives, held_out_prompts, parse, training_scene
+from scenes.methods import methods
+from scenes.verifier import find_objects, is_correct
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load_pipeline()
+
+
+@pytest.fixture(scope="module")
+def reward():
+    return CLIPScore(CLIP)
+
+
+def drawn(number, seed=0, split=training_scene):
+    rng = np.random.default_rng(seed)
+    scenes = [split(rng) for _ in range(number)]
+    return np.stack([draw(scene, rng) for scene in scenes]), scenes
+
+
+# ---- language and judge ----------------------------------------------------------------------------------------------
+
+
+def test_held_out_combinations_are_never_trained():
+    train, held_out = ({frozenset(Counter(s.objects).items()) for g in split for s in g} for split in (TRAIN, HELD_OUT))
+    assert held_out
+    assert not train & held_out
+    prompts = held_out_prompts(64)
+    assert len(set(prompts)) == 64
+    assert all(frozenset(Counter(parse(prompt).objects).items()) in held_out for prompt in prompts)
+
+
+def test_prompts_say_their_scene():
+    for group in TRAIN + HELD_OUT:
+        for scene in group:
+            assert parse(scene.prompt) == scene
+
+
+def test_verifier_reads_real_scenes():
+    images, scenes = drawn(1000)
+    assert np.mean([is_correct(image, s.prompt) for image, s in zip(images, scenes, strict=True)]) >= 0.99
+
+
+def test_verifier_rejects_near_misses():
+    rng = np.random.default_rng(1)
+    images, scenes = drawn(300, seed=1)
+    wrong = []
+    for image, scene in zip(images, scenes, strict=True):
+        near = hard_negatives(scene, rng, 1)[0]
+        if Counter(near.objects) != Counter(scene.objects):
+            wrong.append(is_correct(image, near.prompt))
+    assert len(wrong) > 150
+    assert np.mean(wrong) < 0.01
+
+
+def test_verifier_knows_left_from_right_and_above_from_below():
+    scene = parse("a red circle left of a blue square")
+    image = draw(scene, np.random.default_rng(0))
+    left, right = sorted(find_objects(image), key=lambda found: found.x)
+    assert (left.colour, left.shape, right.colour, right.shape) == ("red", "circle", "blue", "square")
+    truths = [
+        is_correct(image, f"a red circle {relation} a blue square") for relation in ("left of", "right of", "above")
+    ]
+    assert truths == [True, False, False]
+    assert is_correct(image.transpose(0, 2, 1), "a red circle above a blue square")
+
+
+def test_verifier_finds_nothing_on_an_empty_image():
+    assert find_objects(np.full((3, 32, 32), 0.92)) == []
+
+
+# ---- the trained parts -----------------------------------------------------------------------------------------------
+
+
+def test_weights_are_small_and_plain():
+    files = [path for folder in (PIPELINE, CLIP) for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert sum(path.stat().st_size for path in files) < 24e6
+    assert (HERE / "training.log").read_text().startswith("seed 0")
+
+
+def test_loads_as_an_ordinary_pipeline(monkeypatch):
+    monkeypatch.chdir(Path(HERE).parents[1])
+    pipe = DiffusionPipeline.from_pretrained("examples/scenes/pipeline")
+    assert type(pipe) is FluxPipeline
+
+
+def test_autoencoder_keeps_what_the_judge_reads():
+    vae = AutoencoderKL.from_pretrained(PIPELINE / "vae")
+    images, scenes = drawn(300, seed=2)
+    with torch.no_grad():
+        latents = vae.encode(torch.from_numpy(images) * 2 - 1).latent_dist.mode()
+        decoded = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).numpy()
+    assert np.mean([is_correct(image, s.prompt) for image, s in zip(decoded, scenes, strict=True)]) >= 0.97
+    scaled = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    assert scaled.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_one_transition_is_the_native_sampler(pipe):
+    native, prompts = pipe.scheduler, held_out_prompts(4)
+    call = CALL | {"num_inference_steps": 12, "output_type": "np"}
+    expected = pipe(prompts, generator=torch.Generator().manual_seed(0), **call).images
+    pipe.scheduler = GLASSScheduler.from_config(native.config, num_transitions=1, solver_order=1)
+    try:
+        got = pipe(prompts, generator=torch.Generator().manual_seed(0), **call).images
+    finally:
+        pipe.scheduler = native
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_steering_beats_plain_sampling(pipe, reward):
+    """16 held-out prompts, one seed: the whole population scores higher, and more pictures are right."""
+    prompts = held_out_prompts(16)
+
+    def run(name):
+        return methods(8)[name](pipe, reward, prompts, 20, torch.Generator().manual_seed(0), CALL)
+
+    plain, steered = run("GLASS, best of 8"), run("FK, GLASS")
+    assert steered.population.mean() > plain.population.mean() + 1
+    single = run("ODE, one image")
+    assert steered.rewards.mean() > single.rewards.mean() + 1
+
+    def right(run):
+        return sum(is_correct(image, prompt) for image, prompt in zip(run.images, prompts, strict=True))
+
+    assert right(steered) > right(single)
