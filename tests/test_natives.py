@@ -1,5 +1,6 @@
 import math
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
@@ -10,8 +11,6 @@ from glassflows.natives import Native
 
 def test_class_is_told_by_the_keys_alone():
     for name in natives.SUPPORTED:
-        import diffusers
-
         config = getattr(diffusers, name)().config
         assert "_class_name" not in config
         assert natives.class_name(config) == name

@@ -19,7 +19,7 @@ def grid(num_steps):
 def blocks(num_steps, num_transitions, correlation="ddpm", inner_grid="time"):
     return timetable(
         grid(num_steps), num_transitions,
-        schedule=FLOW, correlation=correlation, inner_grid=inner_grid, solver=Solver(),
+        schedule=FLOW, correlation=correlation, solver=Solver(grid=inner_grid),
     )  # fmt: skip
 
 

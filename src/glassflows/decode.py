@@ -11,6 +11,8 @@ from torch import Tensor
 
 Decode = Callable[[Tensor], Tensor]
 
+_REMEDY = "pass decode=, a function from latents to images (N, 3, H, W) in [0, 1]"
+
 
 def decoder(pipe: Any, call: Mapping[str, Any]) -> Decode:
     """Return the function that turns latents, as the scheduler sees them, into images (N, 3, H, W), float32 in [0, 1].
@@ -26,10 +28,7 @@ def decoder(pipe: Any, call: Mapping[str, Any]) -> Decode:
     vae: Any = getattr(pipe, "vae", None)
     processor: Any = getattr(pipe, "image_processor", None)
     if type(vae).__name__ != "AutoencoderKL" or processor is None:
-        raise ValueError(
-            f"decode: do not know how {type(pipe).__name__} turns latents into images: "
-            "pass decode=, a function from latents to images (N, 3, H, W) in [0, 1]"
-        )
+        raise ValueError(f"decode: do not know how {type(pipe).__name__} turns latents into images: {_REMEDY}")
     unpack = _unpacker(pipe, call)
 
     @torch.no_grad()
@@ -55,10 +54,7 @@ def _unpacker(pipe: Any, call: Mapping[str, Any]) -> Decode:
     names = list(inspect.signature(unpack).parameters)
     resizes = "max_area" in inspect.signature(type(pipe).__call__).parameters  # Kontext picks a size of its own
     if resizes or names != ["latents", "height", "width", "vae_scale_factor"]:
-        raise ValueError(
-            f"decode: {type(pipe).__name__} packs or sizes its latents in a way of its own: "
-            "pass decode=, a function from latents to images (N, 3, H, W) in [0, 1]"
-        )
+        raise ValueError(f"decode: {type(pipe).__name__} packs or sizes its latents in a way of its own: {_REMEDY}")
     default = pipe.default_sample_size * pipe.vae_scale_factor
     height, width = (call.get(name) or default for name in ("height", "width"))
     return lambda latents: unpack(latents, height, width, pipe.vae_scale_factor)

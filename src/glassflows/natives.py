@@ -144,8 +144,7 @@ class Native:
         end = getattr(self.scheduler, "final_alpha_cumprod", None)  # DDPM ends at clean data
         levels = [self.level_at(n) for n in timesteps.tolist()]
         levels.append(self.level_at(-1 if end is None or end == 1 else 0))
-        sigmas = [level.sigma / level.alpha if level.alpha else math.inf for level in levels]
-        return NativeGrid(tuple(levels), timesteps.clone(), torch.tensor(sigmas, dtype=torch.float32))
+        return NativeGrid(tuple(levels), timesteps.clone(), self.sigmas(levels))
 
     def _flow_level(self, sigma: float) -> NoiseLevel:
         if not 0 <= sigma <= 1:

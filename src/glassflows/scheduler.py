@@ -16,7 +16,7 @@ from torch import Tensor
 from . import natives
 from .flow.noise import NoiseLevel
 from .flow.solver import Block, InnerGrid, InnerState, Solver, advance, cut, moved, network_input, timetable
-from .flow.transition import Correlation, check_correlation
+from .flow.transition import Correlation, check_correlation, check_num_transitions
 from .natives import Native, NativeGrid
 from .randomness import Generators, NoiseSource
 
@@ -89,12 +89,9 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         corrector: bool = True,
         inner_grid: InnerGrid = "time",
     ) -> None:
-        if num_transitions < 1:
-            raise ValueError(f"num_transitions: expected at least 1, got {num_transitions}")
-        if inner_grid not in ("time", "condot"):
-            raise ValueError(f'inner_grid: expected "time" or "condot", got {inner_grid!r}')
-        self._laws = {"correlation": check_correlation(correlation), "inner_grid": inner_grid}
-        self._solver = Solver(solver_order, corrector)
+        self._num_transitions = check_num_transitions(num_transitions)
+        self._correlation: Correlation = check_correlation(correlation)
+        self._solver = Solver(solver_order, corrector, inner_grid)
         self._options = {key: self.config[key] for key in _OWN}
         self._wrap(natives.build(native or {"_class_name": "FlowMatchEulerDiscreteScheduler"}))
 
@@ -102,6 +99,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(self._native.num_train_timesteps - 1, -1, -1)
         self.sigmas = torch.empty(0)
+        self._levels: list[NoiseLevel] = []
         self._noise = NoiseSource()
         self._reset()
 
@@ -158,8 +156,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         is_glass = isinstance(scheduler, cls)
         native = scheduler._native.scheduler if is_glass else scheduler
         own = scheduler._options if is_glass else {}
-        natives.check_class(type(native).__name__)
-        new = cls({"_class_name": type(native).__name__, **native.config}, **(own | options))
+        new = cls({**native.config, "_class_name": type(native).__name__}, **(own | options))
         new._wrap(copy.deepcopy(native))
         if is_glass:
             new._noise.generator = scheduler._noise.generator
@@ -201,24 +198,28 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         self._reset()
         self._grid = grid
         self._plan = self._timetable(grid.levels)
+        self._levels = [step.level for block in self._plan for step in block.steps]
         self.num_inference_steps = len(grid.timesteps)
         self.timesteps, self.sigmas = self._host_view(grid)
 
     def _timetable(self, levels: Sequence[NoiseLevel]) -> list[Block]:
         return timetable(
-            levels, self._options["num_transitions"], schedule=self._native.schedule, solver=self._solver, **self._laws
+            levels,
+            self._num_transitions,
+            schedule=self._native.schedule,
+            correlation=self._correlation,
+            solver=self._solver,
         )
 
     @property
     def _on_native_grid(self) -> bool:
-        return self._laws == {"correlation": "ddpm", "inner_grid": "time"}
+        return self._correlation == "ddpm" and self._solver.grid == "time"
 
     def _host_view(self, grid: NativeGrid) -> tuple[Tensor, Tensor]:
         """Return `timesteps` (N,) and `sigmas` (N + 1,) of the network calls as the host names them."""
         if self._on_native_grid:
             return grid.timesteps, grid.sigmas
-        levels = [step.level for block in self._plan for step in block.steps]
-        return self._native.labels(levels, grid), self._native.sigmas([*levels, grid.levels[-1]])
+        return self._native.labels(self._levels, grid), self._native.sigmas([*self._levels, grid.levels[-1]])
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Say where in `timesteps` the run begins (img2img)."""
@@ -341,8 +342,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
     def _noising_level(self, timestep: Tensor) -> NoiseLevel:
         """Noise level the host means: that of the run's next call, else of its first, else of the timestep itself."""
-        levels = [step.level for block in self._plan for step in block.steps] if self.num_inference_steps else []
         if self._begin_index is not None:
-            return levels[self._begin_index if self.step_index is None else self.step_index]
-        found = (self.timesteps.cpu() == timestep.cpu()).nonzero() if levels else []
-        return levels[int(found[0])] if len(found) else self._native.level_at(float(timestep))
+            return self._levels[self._begin_index if self.step_index is None else self.step_index]
+        found = (self.timesteps.cpu() == timestep.cpu()).nonzero() if self._levels else []
+        return self._levels[int(found[0])] if len(found) else self._native.level_at(float(timestep))

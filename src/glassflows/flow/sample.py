@@ -79,8 +79,7 @@ def sample_transition(
         num_steps,
         times=lambda last: [float(time) for time in np.linspace(t, last, num_steps + 1)[:-1]],
         schedule=schedule,
-        inner_grid=inner_grid,
-        solver=Solver(solver_order, corrector),
+        solver=Solver(solver_order, corrector, inner_grid),
     )
     return _run(plan, denoiser, x_t, noise)
 
@@ -167,8 +166,7 @@ def sample(
         num_transitions,
         schedule=schedule,
         correlation=correlation,
-        inner_grid=inner_grid,
-        solver=Solver(solver_order, corrector),
+        solver=Solver(solver_order, corrector, inner_grid),
     )
     if noises is not None and len(noises) != len(plan) - 1:
         raise ValueError(f"noises: expected one per transition after the first, {len(plan) - 1}, got {len(noises)}")

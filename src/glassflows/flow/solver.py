@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from .noise import NoiseLevel, NoiseSchedule
-from .transition import Correlation, Transition, first_transition, transition
+from .transition import Correlation, Transition, check_num_transitions, first_transition, transition
 
 InnerGrid = Literal["time", "condot"]
 
@@ -29,20 +29,25 @@ class Solver:
     Args:
         order: 1 for Euler, 2 for the two-step predictor.
         corrector: With order 2, correct each step once its end has been evaluated.
+        grid: Where the calls of a transition lie: "time" evenly on the grid of network times, "condot" at the paper's
+            uniform s.
         last_step: With order 2, the fraction of the way to data over which ẑ is extrapolated in the step that ends
             there.
 
     Raises:
-        ValueError: if the order is neither 1 nor 2.
+        ValueError: if the order is neither 1 nor 2, or there is no grid of that name.
     """
 
     order: int = 2
     corrector: bool = True
+    grid: InnerGrid = "time"
     last_step: float = 0.5
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
             raise ValueError(f"solver_order: expected 1 (Euler) or 2 (two-step), got {self.order!r}")
+        if self.grid not in ("time", "condot"):
+            raise ValueError(f'inner_grid: expected "time" or "condot", got {self.grid!r}')
 
 
 @dataclass(frozen=True)
@@ -171,24 +176,25 @@ def block(
     *,
     times: Callable[[float], Sequence[float]],
     schedule: NoiseSchedule,
-    inner_grid: InnerGrid,
     solver: Solver,
 ) -> Block:
     """Lay the `num_steps` network calls of one transition.
 
     Args:
-        times: Maps the last network time t*(λ̄) to the times of the calls, for `inner_grid="time"`.
+        times: Maps the last network time t*(λ̄) to the times of the calls, for the grid "time".
     """
-    if inner_grid == "condot":
+    if solver.grid == "condot":
         lams = condot_lams(chosen, num_steps)
         levels = [schedule.level(schedule.time(chosen.snr(lam))) for lam in lams]
-    elif inner_grid == "time":
-        levels = [schedule.level(t) for t in times(schedule.time(chosen.snr(chosen.lam_end)))]
-        lams = [chosen.lam(level.snr) for level in levels]
-    else:
-        raise ValueError(f'inner_grid: expected "time" or "condot", got {inner_grid!r}')
-    lams[0], levels[0] = chosen.lam_start, chosen.t
-    return Block(chosen, inner_steps(chosen, lams, levels, solver))
+        lams[0], levels[0] = chosen.lam_start, chosen.t
+        return Block(chosen, inner_steps(chosen, lams, levels, solver))
+    last = schedule.time(chosen.snr(chosen.lam_end))
+    return block_at(chosen, [chosen.t, *(schedule.level(t) for t in times(last)[1:])], solver)
+
+
+def block_at(chosen: Transition, levels: Sequence[NoiseLevel], solver: Solver) -> Block:
+    """Lay the network calls of one transition at given noise levels t*."""
+    return Block(chosen, inner_steps(chosen, [chosen.lam(level.snr) for level in levels], levels, solver))
 
 
 def timetable(
@@ -197,7 +203,6 @@ def timetable(
     *,
     schedule: NoiseSchedule,
     correlation: Correlation,
-    inner_grid: InnerGrid,
     solver: Solver,
 ) -> list[Block]:
     """Split the N network calls of a grid of N + 1 noise levels into transitions, as evenly as possible.
@@ -209,23 +214,21 @@ def timetable(
         ValueError: if `num_transitions` is not at least 1.
     """
     num_steps = len(grid) - 1
-    if num_transitions < 1:
-        raise ValueError(f"num_transitions: expected at least 1, got {num_transitions}")
+    num_transitions = min(check_num_transitions(num_transitions), num_steps)
     blocks, index, grid_times = [], np.arange(num_steps + 1), [level.t for level in grid]
-    for calls in np.array_split(index[:-1], min(num_transitions, num_steps)):
+    for calls in np.array_split(index[:-1], num_transitions):
         start, end = int(calls[0]), int(calls[-1]) + 1
         first = start == 0
         chosen = first_transition(grid[0], grid[end]) if first else transition(grid[start], grid[end], correlation)
-        if inner_grid == "time" and (first or correlation == "ddpm"):
-            levels = grid[start:end]
-            blocks.append(Block(chosen, inner_steps(chosen, [chosen.lam(x.snr) for x in levels], levels, solver)))
+        if solver.grid == "time" and (first or correlation == "ddpm"):
+            blocks.append(block_at(chosen, grid[start:end], solver))
             continue
 
         def times(last: float, start: int = start, calls: int = end - start) -> Sequence[float]:
             u = np.linspace(start, np.interp(last, grid_times, index), calls + 1)[:-1]
             return [float(t) for t in np.interp(u, index, grid_times)]
 
-        blocks.append(block(chosen, end - start, times=times, schedule=schedule, inner_grid=inner_grid, solver=solver))
+        blocks.append(block(chosen, end - start, times=times, schedule=schedule, solver=solver))
     return blocks
 
 
@@ -239,5 +242,4 @@ def cut(blocks: Sequence[Block], begin: int, solver: Solver) -> list[Block]:
     while begin >= len(blocks[0].steps):
         begin -= len(blocks.pop(0).steps)
     levels, end = [step.level for step in blocks[0].steps[begin:]], blocks[0].transition.t_next
-    first = first_transition(levels[0], end)
-    return [Block(first, inner_steps(first, [first.lam(level.snr) for level in levels], levels, solver)), *blocks[1:]]
+    return [block_at(first_transition(levels[0], end), levels, solver), *blocks[1:]]

@@ -5,8 +5,7 @@ Given z and x_t, the next state is Gaussian with a noise correlation ρ to the c
     x_t′ = γ̄ x_t + ᾱ z + σ̄ ε̄,     γ̄ = ρ σ_t′/σ_t,   ᾱ = α_t′ − γ̄ α_t,   σ̄² = σ_t′² (1 − ρ²)
 
 The innovation e = λ z + ε̄ is a second measurement of z, independent of x_t, whose precision λ² grows from 0 (pure
-noise) to λ̄² = (ᾱ/σ̄)². Precisions add, so both measurements together are one ordinary network input at precision P_t
-+ λ².
+noise) to λ̄² = (ᾱ/σ̄)². Precisions add: both measurements together are one ordinary network input, of precision P_t + λ².
 """
 
 from __future__ import annotations
@@ -106,3 +105,10 @@ def check_correlation(correlation: Correlation) -> Correlation:
     if correlation == "ddpm" or (isinstance(correlation, (int, float)) and -1 <= correlation <= 1):
         return correlation
     raise ValueError(f'correlation: expected "ddpm" or a number in [-1, 1], got {correlation!r}')
+
+
+def check_num_transitions(num_transitions: int) -> int:
+    """Return the number of transitions if it is at least 1; raise ValueError otherwise."""
+    if num_transitions < 1:
+        raise ValueError(f"num_transitions: expected at least 1, got {num_transitions}")
+    return num_transitions
