@@ -19,7 +19,7 @@ from glassflows.rewards import CLIPScore
 from scenes import CALL, CLIP, load_pipeline
 from scenes.grammar import held_out_prompts
 from scenes.methods import Drawn, methods
-from scenes.verifier import is_correct
+from scenes.verifier import verdicts
 
 SHOWN = ("ODE, one image", "ODE, best of 8", "FK, one call per transition", "FK, GLASS")
 RIGHT, WRONG = "#1a7f37", "#c62828"
@@ -37,10 +37,9 @@ def contact_sheet(prompts: list[str], drawn: dict[str, Drawn], calls: int, path:
         "Steering a small FLUX by CLIP score: prompts it never saw in training", fontsize=13, fontweight="bold", y=0.99
     )
     for j, (name, run) in enumerate(drawn.items()):
-        right = sum(is_correct(image, prompt) for image, prompt in zip(run.images, prompts, strict=True))
-        axes[0, j].set_title(f"{name}\n{right} of {len(prompts)} right", fontsize=10, pad=8)
-        for i, prompt in enumerate(prompts):
-            ok = is_correct(run.images[i], prompt)
+        right = verdicts(run.images, prompts)
+        axes[0, j].set_title(f"{name}\n{right.sum()} of {len(prompts)} right", fontsize=10, pad=8)
+        for i, ok in enumerate(right):
             axis, colour = axes[i, j], RIGHT if ok else WRONG
             axis.imshow(run.images[i].transpose(1, 2, 0), interpolation="bicubic")
             axis.set(xticks=[], yticks=[])
@@ -81,10 +80,10 @@ def main() -> None:
         start = time.perf_counter()
         run = methods(8)[name](pipe, reward, prompts, args.calls, torch.Generator().manual_seed(args.seed), CALL)
         seconds = time.perf_counter() - start
-        right = [is_correct(image, prompt) for image, prompt in zip(run.images, prompts, strict=True)]
+        right = verdicts(run.images, prompts)
         print(f"{seconds:.1f} s", flush=True)
         drawn[name] = run
-        rows.append((name, float(np.mean(run.rewards)), f"{sum(right)} of {len(right)}", run.calls, seconds))
+        rows.append((name, float(np.mean(run.rewards)), f"{right.sum()} of {len(right)}", run.calls, seconds))
 
     print(f"\n{'method':30}{'CLIP score':>11}{'right':>9}{'calls per prompt':>18}{'seconds':>9}")
     for name, score, verdict, calls, seconds in rows:

@@ -14,7 +14,7 @@ from scenes import CALL, CLIP, HERE, PIPELINE, load_pipeline
 from scenes.draw import draw
 from scenes.grammar import HELD_OUT, TRAIN, hard_negatives, held_out_prompts, parse, training_scene
 from scenes.methods import methods
-from scenes.verifier import find_objects, is_correct
+from scenes.verifier import find_objects, is_correct, verdicts
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_prompts_say_their_scene():
 
 def test_verifier_reads_real_scenes():
     images, scenes = drawn(1000)
-    assert np.mean([is_correct(image, s.prompt) for image, s in zip(images, scenes, strict=True)]) >= 0.99
+    assert verdicts(images, [scene.prompt for scene in scenes]).mean() >= 0.99
 
 
 def test_verifier_rejects_near_misses():
@@ -106,7 +106,7 @@ def test_autoencoder_keeps_what_the_judge_reads():
     with torch.no_grad():
         latents = vae.encode(torch.from_numpy(images) * 2 - 1).latent_dist.mode()
         decoded = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).numpy()
-    assert np.mean([is_correct(image, s.prompt) for image, s in zip(decoded, scenes, strict=True)]) >= 0.97
+    assert verdicts(decoded, [scene.prompt for scene in scenes]).mean() >= 0.97
     scaled = (latents - vae.config.shift_factor) * vae.config.scaling_factor
     assert scaled.std().item() == pytest.approx(1, abs=0.1)
 
@@ -135,15 +135,11 @@ def test_steering_beats_plain_sampling(pipe, reward):
     single = run("ODE, one image")
     assert steered.rewards.mean() > single.rewards.mean() + 1
 
-    def right(run):
-        return sum(is_correct(image, prompt) for image, prompt in zip(run.images, prompts, strict=True))
-
-    assert right(steered) > right(single)
+    assert verdicts(steered.images, prompts).sum() > verdicts(single.images, prompts).sum()
 
 
 def test_plain_samples_leave_room_to_steer(pipe, reward):
     """The README's 52 ± 6 % of 64 held-out prompts right, in one image each."""
     prompts = held_out_prompts(64)
     run = methods(8)["ODE, one image"](pipe, reward, prompts, 20, torch.Generator().manual_seed(0), CALL)
-    right = np.mean([is_correct(image, prompt) for image, prompt in zip(run.images, prompts, strict=True)])
-    assert 0.4 < right < 0.8
+    assert 0.4 < verdicts(run.images, prompts).mean() < 0.8

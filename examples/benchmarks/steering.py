@@ -20,7 +20,7 @@ from glassflows.rewards import CLIPScore
 from scenes import CALL, CLIP, load_pipeline
 from scenes.grammar import held_out_prompts
 from scenes.methods import methods
-from scenes.verifier import is_correct
+from scenes.verifier import verdicts
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
         rows, start = [], time.perf_counter()
         for seed in range(args.seeds):
             run = method(pipe, reward, prompts, args.calls, torch.Generator().manual_seed(seed), CALL)
-            right = np.mean([is_correct(image, prompt) for image, prompt in zip(run.images, prompts, strict=True)])
+            right = verdicts(run.images, prompts).mean()
             rows.append((run.rewards.mean(), run.population.mean(), 100 * right, run.calls))
         table[name] = np.array(rows)
         print(f"{name}: {(time.perf_counter() - start) / args.seeds:.0f} s a seed", file=sys.stderr, flush=True)

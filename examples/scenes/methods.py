@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glassflows import FeynmanKacSteerer, GLASSScheduler
+from glassflows import FeynmanKacSteerer
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,14 @@ class Drawn:
 Method = Callable[[Any, Any, list[str], int, torch.Generator, dict[str, Any]], Drawn]
 
 
-def ode(particles: int, *, glass: bool = False) -> Method:
-    """Best of `particles` ODE samples of the native sampler (Euler), or of ours (`glass`, one transition)."""
+def ode(particles: int) -> Method:
+    """Best of `particles` samples of the pipeline's native ODE sampler (Euler)."""
 
     def draw(pipe, reward, prompts, calls, generator, call) -> Drawn:
-        native = pipe.scheduler
-        if glass:
-            pipe.scheduler = GLASSScheduler.from_scheduler(native, num_transitions=1)
-        try:
-            images = pipe(
-                prompts, num_images_per_prompt=particles, num_inference_steps=calls,
-                generator=generator, output_type="pt", **call,
-            ).images  # fmt: skip
-        finally:
-            pipe.scheduler = native
+        images = pipe(
+            prompts, num_images_per_prompt=particles, num_inference_steps=calls,
+            generator=generator, output_type="pt", **call,
+        ).images  # fmt: skip
         scores = reward(images, [prompt for prompt in prompts for _ in range(particles)]).view(-1, particles)
         best = scores.argmax(1) + particles * torch.arange(len(prompts))
         return Drawn(images[best].numpy(), scores.max(1).values.numpy(), scores.mean(1).numpy(), particles * calls)
@@ -54,7 +48,7 @@ def ode(particles: int, *, glass: bool = False) -> Method:
 
 
 def steered(particles: int, num_transitions: int | None, **options: Any) -> Method:
-    """Feynman-Kac steering with this many transitions; None for one call per transition."""
+    """Feynman-Kac steering; one transition is best-of-n of our ODE, None is one call per transition."""
 
     def draw(pipe, reward, prompts, calls, generator, call) -> Drawn:
         steerer = FeynmanKacSteerer(
@@ -73,7 +67,7 @@ def methods(particles: int) -> dict[str, Method]:
     return {
         "ODE, one image": ode(1),
         f"ODE, best of {particles}": ode(particles),
-        f"ODE two-step, best of {particles}": ode(particles, glass=True),
+        f"ODE two-step, best of {particles}": steered(particles, 1),
         f"GLASS, best of {particles}": steered(particles, 5, ess_threshold=0.0),
         "FK, one call per transition": steered(particles, None),
         "FK, GLASS": steered(particles, 5),

@@ -28,11 +28,12 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from . import CALL, CLIP, HERE, PIPELINE
 from .draw import SIZE, draw, fits, paint, place
 from .grammar import HELD_OUT, TRAIN, Scene, hard_negatives, held_out_prompts, other_relations, training_scene
-from .verifier import is_correct
+from .verifier import verdicts
 
 SEED = 0
 CONTRASTIVE = HERE / "runs" / "clip"  # CLIP before it becomes the reward
@@ -106,8 +107,8 @@ def train_vae(steps: int, batch: int = 48) -> AutoencoderKL:
     vae.register_to_config(
         shift_factor=round(latents.mean().item(), 4), scaling_factor=round(1 / latents.std().item(), 4)
     )
-    real = np.mean([is_correct(x, p) for x, p in zip((images / 255).numpy(), prompts, strict=True)])
-    again = np.mean([is_correct(x, p) for x, p in zip((decoded / 2 + 0.5).clamp(0, 1).numpy(), prompts, strict=True)])
+    real = verdicts((images / 255).numpy(), prompts).mean()
+    again = verdicts((decoded / 2 + 0.5).clamp(0, 1).numpy(), prompts).mean()
     log(f"vae: verifier on 1000 real scenes {real:.1%}, on their reconstructions {again:.1%}")
     vae.save_pretrained(PIPELINE / "vae")
     return vae
@@ -118,8 +119,7 @@ def train_vae(steps: int, batch: int = 48) -> AutoencoderKL:
 
 def clip_pixels(images: torch.Tensor) -> torch.Tensor:
     """[0, 1] to CLIP's normalisation."""
-    processor = CLIPImageProcessor()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (images - mean) / std
 
 
@@ -280,12 +280,12 @@ def build_pipeline(vae: AutoencoderKL) -> FluxPipeline:
 
 
 def accuracy(pipe: FluxPipeline, prompts: list[str], num_inference_steps: int = 20) -> float:
-    """Verifier accuracy of plain ODE samples, one an each prompt."""
+    """Verifier accuracy of plain ODE samples, one for each prompt."""
     generator = torch.Generator().manual_seed(SEED)
     images = pipe(
         prompts, num_inference_steps=num_inference_steps, generator=generator, output_type="np", **CALL
     ).images
-    return float(np.mean([is_correct(x.transpose(2, 0, 1), p) for x, p in zip(images, prompts, strict=True)]))
+    return float(verdicts(images.transpose(0, 3, 1, 2), prompts).mean())
 
 
 def train_flow(vae: AutoencoderKL, steps: int, batch: int = 64, number: int = 60_000) -> None:

@@ -70,3 +70,8 @@ def is_correct(image: np.ndarray, prompt: str) -> bool:
     dx, dy = second.x - first.x, second.y - first.y
     along, across = (dx, dy) if scene.relation in ("left of", "right of") else (dy, dx)
     return (along if scene.relation in ("left of", "above") else -along) > abs(across)
+
+
+def verdicts(images: np.ndarray, prompts: list[str]) -> np.ndarray:
+    """Return which of the images (N, 3, H, W) are correct for their prompts, shape (N,), bool."""
+    return np.array([is_correct(image, prompt) for image, prompt in zip(images, prompts, strict=True)])
