@@ -3,25 +3,24 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 
-from glassflows import RectifiedFlow, VariancePreserving
-
-TABLES = {
-    "linear": DDIMScheduler().alphas_cumprod,
-    "scaled_linear": DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod,
-    "cosine": DDIMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod,
-    "zero_terminal_snr": DDIMScheduler(rescale_betas_zero_snr=True).alphas_cumprod,
-}
-SCHEDULES = {"flow": RectifiedFlow()} | {name: VariancePreserving(table.double()) for name, table in TABLES.items()}
+from glassflows import RectifiedFlow, VarianceExploding, VariancePreserving
+from schedules import SCHEDULES, TABLES
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_time_inverts_snr(name):
     schedule = SCHEDULES[name]
     for t in np.linspace(0.001, 0.999, 97):
-        level = schedule.level(float(t))
-        assert schedule.time(level.snr) == pytest.approx(t, abs=1e-10)
+        snr = schedule.level(float(t)).snr
+        assert schedule.time(snr) == pytest.approx(t, abs=1e-10)
+        assert schedule.level(schedule.time(snr)).snr == pytest.approx(snr, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_snr_of_every_entry_of_a_table_inverts(name):
+    times = 1 - np.arange(1, 1001) / 1000
+    np.testing.assert_allclose([SCHEDULES[name].time(SCHEDULES[name].level(t).snr) for t in times], times, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -44,6 +43,14 @@ def test_variance_preserving_meets_its_table(name):
         level = SCHEDULES[name].level(1 - (n + 1) / 1000)
         assert level.alpha == pytest.approx(math.sqrt(table[n]), abs=1e-12)
         assert level.alpha**2 + level.sigma**2 == pytest.approx(1, abs=1e-12)
+
+
+def test_variance_exploding():
+    schedule = VarianceExploding(sigma_max=40.0, sigma_data=0.7)
+    assert schedule.level(0.0).sigma == pytest.approx(40.0, rel=1e-12)
+    angles = [math.atan(schedule.level(t).sigma / 0.7) for t in (0.2, 0.4, 0.6)]
+    assert angles[0] - angles[1] == pytest.approx(angles[1] - angles[2], abs=1e-12)
+    assert all(schedule.level(t).alpha == 1 for t in (0.0, 0.5, 1.0))
 
 
 def test_table_must_decrease():

@@ -2,7 +2,7 @@
 
 from diffusers import SchedulerMixin  # the pipeline loader looks for the base class here
 
-from .flow.noise import RectifiedFlow, VariancePreserving
+from .flow.noise import RectifiedFlow, VarianceExploding, VariancePreserving
 from .flow.sample import sample, sample_posterior, sample_transition
 from .scheduler import GLASSScheduler
 from .steering import FeynmanKacSteerer, SteeringResult
@@ -15,6 +15,7 @@ __all__ = [
     "RectifiedFlow",
     "SchedulerMixin",
     "SteeringResult",
+    "VarianceExploding",
     "VariancePreserving",
     "sample",
     "sample_posterior",

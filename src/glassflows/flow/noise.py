@@ -90,3 +90,29 @@ class VariancePreserving:
     def time(self, snr: float) -> float:
         angle = math.atan2(1.0, math.sqrt(snr))
         return float(np.interp(-angle, -self._angles, self._times))
+
+
+@dataclass(frozen=True)
+class VarianceExploding:
+    """The variance-exploding path x = z + σ_t ε of EDM models, σ_t = σ_data tan(φ_max (1 − t)) from σ_max to 0.
+
+    Even steps of t are even steps of the angle atan(σ/σ_data). An EDM network D(x; σ) is the denoiser
+    `lambda x, t: network(x, schedule.level(t).sigma)`; chains start from σ_max · ε.
+
+    Args:
+        sigma_max: Noise level at t = 0.
+        sigma_data: Standard deviation of the data, where steps are finest.
+    """
+
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+
+    def level(self, t: float) -> NoiseLevel:
+        return NoiseLevel(t, 1.0, self.sigma_data * math.tan((1 - t) * self._angle_max))
+
+    def time(self, snr: float) -> float:
+        return 1 - math.atan2(1.0, self.sigma_data * math.sqrt(snr)) / self._angle_max
+
+    @property
+    def _angle_max(self) -> float:
+        return math.atan2(self.sigma_max, self.sigma_data)
