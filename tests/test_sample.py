@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from glassflows import VariancePreserving, sample, sample_posterior, sample_transition
+from glassflows import VariancePreserving, renewal, sample, sample_posterior, sample_transition, value
 from glassflows.flow.transition import ddpm_correlation
-from oracles import GaussianMixture, reference
+from oracles import Gaussian, GaussianMixture, reference, wrong
+from schedules import SCHEDULES
 
 LAW, CASES = reference()
 DIRECTION = torch.tensor([0.6, -0.5, 0.3], dtype=torch.float64)
@@ -24,30 +25,61 @@ def test_published_transitions(case):
     torch.testing.assert_close(x_next, case["x_next"], rtol=0, atol=1e-8)
 
 
-def transition_pvalue(rho, t_next, *, claimed=None, **options):
-    """KS test of transitions from one x_t against the exact law of x_t′ given x_t with correlation `claimed`."""
+def transition_pvalue(law, rho, t_next, *, judge=None):
+    """KS test of transitions from one x_t against the exact law of x_t′ given x_t, as `judge` has it."""
     x_t = torch.tensor([[0.2, 0.7, -0.3]], dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
+    x_t = x_t * 2 * law.schedule.level(0.4).sigma  # noise of the size of the schedule's own
     drawn = sample_transition(
-        LAW, x_t.expand(20_000, -1), 0.4, t_next, num_steps=60, correlation=rho, generator=generator, **options
-    )
-    value = ddpm_correlation(LAW.schedule.level(0.4), LAW.schedule.level(t_next)) if rho == "ddpm" else rho
-    claimed = value if claimed is None else claimed(value)
-    cdf = LAW.transition_cdf(x_t, 0.4, t_next, claimed, DIRECTION)
+        law, x_t.expand(20_000, -1), 0.4, t_next,
+        num_steps=60, correlation=rho, generator=torch.Generator().manual_seed(0), schedule=law.schedule,
+    )  # fmt: skip
+    value = ddpm_correlation(law.schedule.level(0.4), law.schedule.level(t_next)) if rho == "ddpm" else rho
+    cdf = (judge or law).transition(x_t, 0.4, t_next, value).cdf(DIRECTION)
     return kstest((drawn @ DIRECTION).numpy(), cdf).pvalue
 
 
+def on(schedule, kind=GaussianMixture):
+    return kind(LAW.means, LAW.weights, LAW.std, schedule)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("rho", [0.0, 0.4, "ddpm", 0.9, -0.3])
-def test_law_of_transition(rho):
-    assert transition_pvalue(rho, 0.7) > ALPHA
+def test_law_of_transition(name, rho):
+    assert transition_pvalue(on(SCHEDULES[name]), rho, 0.7) > ALPHA
 
 
-def test_law_of_posterior():
-    assert transition_pvalue("ddpm", 1.0) > ALPHA
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("rho", [0.0, 0.4, "ddpm", 0.9, -0.3])
+def test_law_of_posterior(name, rho):
+    """At data every ρ is the same transition, the posterior."""
+    assert transition_pvalue(on(SCHEDULES[name]), rho, 1.0) > ALPHA
 
 
-def test_law_rejects_a_wrong_correlation():
-    assert transition_pvalue(0.4, 0.7, claimed=lambda rho: rho**2) < ALPHA
+@pytest.mark.parametrize("kind", [wrong.SquaredCorrelation, wrong.DroppedWeights, wrong.NextNoise])
+def test_law_of_transition_rejects_wrong_ones(kind):
+    assert transition_pvalue(LAW, 0.4, 0.7, judge=on(LAW.schedule, kind)) < ALPHA
+
+
+@pytest.mark.parametrize("kind", [wrong.DroppedWeights, wrong.NextNoise])
+def test_law_of_posterior_rejects_wrong_ones(kind):
+    assert transition_pvalue(LAW, "ddpm", 1.0, judge=on(LAW.schedule, kind)) < ALPHA
+
+
+@pytest.mark.parametrize("rho", [0.4, "ddpm"])
+def test_transition_of_a_gaussian(rho):
+    """Mean and covariance given x_t, for a covariance that is not isotropic, within 5 standard errors."""
+    spread = torch.tensor([[1.0, 0.6, 0.2], [0.6, 0.8, -0.1], [0.2, -0.1, 0.5]], dtype=torch.float64)
+    law = Gaussian(torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64), spread)
+    x_t = torch.tensor([[0.2, 0.7, -0.3]], dtype=torch.float64)
+    drawn = sample_transition(
+        law, x_t.expand(40_000, -1), 0.4, 0.7,
+        num_steps=60, correlation=rho, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    value = ddpm_correlation(law.schedule.level(0.4), law.schedule.level(0.7)) if rho == "ddpm" else rho
+    mean, covariance = law.transition(x_t, 0.4, 0.7, value)
+    scale = covariance.diagonal().sqrt()
+    assert ((drawn.mean(0) - mean[0]).abs() / scale * 200).max() < 5
+    assert ((drawn.T.cov() - covariance).abs() / scale.outer(scale) * 200).max() < 5 * 2**0.5
 
 
 def test_law_rejects_euler_with_few_steps():
@@ -56,18 +88,64 @@ def test_law_rejects_euler_with_few_steps():
     drawn = sample_transition(
         LAW, x_t, 0.4, 1.0, num_steps=3, solver_order=1, generator=torch.Generator().manual_seed(0)
     )
-    cdf = LAW.transition_cdf(x_t[:1], 0.4, 1.0, 0.0, DIRECTION)
+    cdf = LAW.posterior(x_t[:1], 0.4).cdf(DIRECTION)
     assert kstest((drawn @ DIRECTION).numpy(), cdf).pvalue < ALPHA
 
 
-@pytest.mark.parametrize("num_transitions", [1, 3, 8])
+def chain_pvalue(law, num_transitions, rho="ddpm"):
+    generator = torch.Generator().manual_seed(1)
+    x = law.schedule.level(0.0).sigma * torch.randn(10_000, 3, generator=generator, dtype=torch.float64)
+    drawn = sample(
+        law, x,
+        num_steps=96, num_transitions=num_transitions, correlation=rho, generator=generator, schedule=law.schedule,
+    )  # fmt: skip
+    true = law.sample(10_000, generator)
+    return kstest((drawn @ DIRECTION).numpy(), (true @ DIRECTION).numpy()).pvalue
+
+
+@pytest.mark.parametrize("num_transitions", [1, 2, 3, 5, 8, 12])
 @pytest.mark.parametrize("rho", ["ddpm", 0.1])
 def test_chains_preserve_the_data_law(num_transitions, rho):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(10_000, 3, generator=generator, dtype=torch.float64)
-    drawn = sample(LAW, x, num_steps=96, num_transitions=num_transitions, correlation=rho, generator=generator)
-    true = LAW.sample(10_000, generator)
-    assert kstest((drawn @ DIRECTION).numpy(), (true @ DIRECTION).numpy()).pvalue > ALPHA
+    assert chain_pvalue(LAW, num_transitions, rho) > ALPHA
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_chains_preserve_the_data_law_on_every_schedule(name):
+    assert chain_pvalue(on(SCHEDULES[name]), 6) > ALPHA
+
+
+def test_chains_with_a_wrong_denoiser_do_not():
+    assert chain_pvalue(on(LAW.schedule, wrong.DroppedWeights), 6) < ALPHA
+
+
+@pytest.mark.parametrize(
+    "rho", [["ddpm", 0.4, -0.3, 0.9, "ddpm", 0.0], lambda t, t_next: t * (1 - t_next), renewal(0.5)], ids=repr
+)
+def test_chains_preserve_the_data_law_for_lists_and_functions(rho):
+    assert chain_pvalue(LAW, 6, rho) > ALPHA
+
+
+def test_lists_and_functions_give_each_transition_its_own_correlation():
+    """Three transitions of one call from replayed noise, against single transitions."""
+    x, *noises = torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    times = [0.0, 0.3, 0.6, 0.9]
+    rhos = [1.0, -0.2, 0.7]  # the first is not used
+
+    def run(correlation):
+        return sample(LAW, x, num_steps=3, num_transitions=3, times=times, correlation=correlation, noises=noises)
+
+    expected = sample(LAW, x, num_steps=1, num_transitions=1, times=times[:2])
+    for k in (1, 2):
+        expected = sample_transition(
+            LAW, expected, times[k], times[k + 1], num_steps=1, correlation=rhos[k], noise=noises[k - 1]
+        )
+    torch.testing.assert_close(run(rhos), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(run(lambda t, t_next: rhos[times.index(t)]), expected, rtol=0, atol=1e-12)
+    assert (run("ddpm") - expected).abs().min() > 1e-3
+    with pytest.raises(ValueError, match="expected one per transition, 3, got a list of 2"):
+        run([0.1, 0.2])
+    with pytest.raises(ValueError, match=r"in \[-1, 1\], got 1.5"):
+        run(lambda t, t_next: 1.5)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.2])
@@ -106,7 +184,7 @@ def test_deterministic_given_z(rho):
     drawn = sample_transition(
         LAW, x_t, 0.4, 0.7, num_steps=60, correlation=rho, generator=torch.Generator().manual_seed(0)
     )
-    cdf = LAW.transition_cdf(x_t[:1], 0.4, 0.7, rho, DIRECTION)
+    cdf = LAW.transition(x_t[:1], 0.4, 0.7, rho).cdf(DIRECTION)
     assert kstest((drawn @ DIRECTION).numpy(), cdf).pvalue > ALPHA
 
 
@@ -130,6 +208,37 @@ def test_posterior_ignores_the_correlation():
     for rho in (0.0, 0.7, "ddpm"):
         other = sample_transition(LAW, x, 0.4, 1.0, num_steps=6, noise=noise, correlation=rho)
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_value_is_that_of_the_exact_posterior(name):
+    """log E[exp(a·z) | x_t] in closed form, within 5 standard errors of its estimate from 4000 samples."""
+    law = on(SCHEDULES[name])
+    x = law.schedule.level(0.5).sigma * torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()
+    exact = law.value(x, 0.5, DIRECTION)
+    spread = (law.value(x, 0.5, 2 * DIRECTION) - 2 * exact).exp() - 1  # relative variance of exp(a·z)
+
+    def off(truth):
+        estimate = value(
+            law, x, 0.5, lambda z: z @ DIRECTION,
+            num_samples=4000, num_steps=24, schedule=law.schedule, generator=torch.Generator().manual_seed(1),
+        )  # fmt: skip
+        return ((estimate - truth).abs() / (spread / 4000).sqrt()).max()
+
+    assert off(exact) < 5
+    assert off(on(SCHEDULES[name], wrong.DroppedWeights).value(x, 0.5, DIRECTION)) > 5
+
+
+def test_a_value_of_one_sample_is_its_reward():
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = sample_posterior(LAW, x, 0.4, num_steps=6, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    got = value(LAW, x, 0.4, lambda z: z @ DIRECTION, num_samples=1, num_steps=6, generator=generator)
+    torch.testing.assert_close(got, z @ DIRECTION, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"reward returned shape \(10, 1\); expected .* shape \(10,\)"):
+        value(LAW, x, 0.4, lambda z: z[:, :1], num_samples=2, num_steps=1)
+    with pytest.raises(ValueError, match="num_samples: expected at least 1, got 0"):
+        value(LAW, x, 0.4, lambda z: z[:, 0], num_samples=0, num_steps=1)
 
 
 def test_bad_input():

@@ -15,11 +15,12 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    UNet2DModel,
 )
 from diffusers.utils.torch_utils import randn_tensor
 
 import tiny
-from glassflows import GLASSScheduler, VariancePreserving, sample
+from glassflows import GLASSScheduler, VariancePreserving, renewal, sample
 from glassflows.randomness import row_seeds
 from oracles import reference
 
@@ -426,17 +427,88 @@ def chain(edit=lambda i, x: x, *, begin=0, x=None, **options):
     return [*seen, x]
 
 
+def test_lists_and_functions_of_correlation_are_those_of_sample():
+    """The scheduler against `sample` with replayed noise, each transition with its own ρ."""
+    law, _ = reference()
+    x = torch.randn(5, 3, generator=tiny.seeded())
+    noises = [torch.randn(5, 3, generator=generator) for generator in [tiny.seeded(1)] for _ in range(2)]
+    for rho in ([0.9, 0.4, "ddpm"], lambda t, t_next: 0.5 * t_next, renewal(0.5)):
+        expected = sample(
+            law, x.double(),
+            num_steps=12, num_transitions=3, correlation=rho, noises=[noise.double() for noise in noises],
+        )  # fmt: skip
+        torch.testing.assert_close(chain(num_transitions=3, correlation=rho)[-1].double(), expected, rtol=0, atol=1e-3)
+
+
+def test_functions_of_correlation_survive_in_memory_and_are_asked_for_again_on_disk(tmp_path):
+    rule = renewal(0.5)
+    scheduler = GLASSScheduler(correlation=rule, num_transitions=3)
+    assert "function" in str(scheduler)  # its config is still JSON
+    for other in (copy.deepcopy(scheduler), GLASSScheduler.from_scheduler(scheduler)):
+        other.set_timesteps(9)
+        scheduler.set_timesteps(9)
+        assert torch.equal(other.timesteps, scheduler.timesteps)
+    scheduler.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="function of t and t′ .*pass it again"):
+        GLASSScheduler.from_pretrained(tmp_path)
+    again = GLASSScheduler.from_config(scheduler.config, correlation=rule)
+    again.set_timesteps(9)
+    assert torch.equal(again.timesteps, scheduler.timesteps)
+    listed = GLASSScheduler(correlation=[0.0, 0.4, "ddpm"], num_transitions=3)
+    listed.save_pretrained(tmp_path)
+    assert GLASSScheduler.from_pretrained(tmp_path).config.correlation == [0.0, 0.4, "ddpm"]
+
+
+def test_a_list_of_correlations_needs_one_per_transition():
+    with pytest.raises(ValueError, match="expected one per transition, 4, got a list of 3"):
+        GLASSScheduler(correlation=[0.0, 0.4, 0.4], num_transitions=4).set_timesteps(8)
+
+
+def test_fractional_timesteps():
+    """ρ_DDPM calls a table's network at its own integers; another ρ between them, which sinusoidal embeddings take."""
+    sizes = {"sample_size": 8, "in_channels": 3, "out_channels": 3, "layers_per_block": 1, "norm_num_groups": 4}
+    blocks = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    sinusoidal = UNet2DModel(**sizes, **blocks)
+    learned = UNet2DModel(**sizes, **blocks, time_embedding_type="learned", num_train_timesteps=1000)
+    x = torch.randn(2, 3, 8, 8, generator=tiny.seeded())
+    native, other = (GLASSScheduler.from_scheduler(NATIVES["ddpm"], correlation=rho) for rho in ("ddpm", 0.4))
+    native.set_timesteps(12)
+    other.set_timesteps(12)
+    assert native.timesteps.dtype == torch.int64
+    assert (other.timesteps != other.timesteps.round()).any()
+    with torch.no_grad():
+        for t in (*native.timesteps, *other.timesteps):
+            assert sinusoidal(x, t).sample.isfinite().all()
+        for t in native.timesteps:
+            assert learned(x, t.expand(2)).sample.isfinite().all()
+        with pytest.raises(RuntimeError, match="Long, Int"):
+            learned(x, other.timesteps[5].expand(2))
+
+
 def test_untouched_latents_are_untouched():
     plain, copied = chain(num_transitions=3), chain(lambda i, x: x.clone(), num_transitions=3)
     assert all(torch.equal(a, b) for a, b in zip(plain, copied, strict=True))
 
 
-def test_edits_at_a_boundary_replace_the_state():
-    """Calls 4 and 8 begin transitions: given another run's latents there, the run goes on as that other run."""
-    other = chain(x=torch.randn(5, 3, generator=tiny.seeded(7)), num_transitions=3)
-    for i in (4, 8):
-        edited = chain(lambda j, x, i=i: other[i] if j == i else x, num_transitions=3)
-        torch.testing.assert_close(edited[-1], other[-1], rtol=0, atol=1e-5)
+@pytest.mark.parametrize("i", [4, 8])
+def test_edits_at_a_boundary_replace_the_state(i):
+    """Calls 4 and 8 begin transitions: given other latents there, a run goes on from them, whatever it was before."""
+    given = torch.randn(5, 3, generator=tiny.seeded(7))
+
+    def edited(seed):
+        x = torch.randn(5, 3, generator=tiny.seeded(seed))
+        return chain(lambda j, x: given if j == i else x, x=x, num_transitions=3)[-1]
+
+    torch.testing.assert_close(edited(1), edited(2), rtol=0, atol=1e-5)
+
+
+def test_edits_of_a_row_leave_the_others_their_history():
+    def edit(j, x):
+        return torch.cat([x[:2] + 0.3, x[2:]]) if j == 4 else x
+
+    plain, edited = chain(num_transitions=3)[-1], chain(edit, num_transitions=3)[-1]
+    assert torch.equal(plain[2:], edited[2:])
+    assert (plain[:2] - edited[:2]).abs().min() > 1e-4
 
 
 def test_edits_within_an_ode_replace_its_state():

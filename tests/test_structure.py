@@ -5,7 +5,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "glassflows"
 TOWERS = {
-    "flow": ["noise", "denoise", "transition", "solver", "sample"],
+    "flow": ["noise", "denoise", "transition", "solver", "timetable", "state", "sample"],
     "smc": ["weights", "resampling", "potentials", "filter"],
 }
 OUTER = ["natives", "randomness", "scheduler", "decode", "steering"]  # each may import those before it

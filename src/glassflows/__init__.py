@@ -3,7 +3,8 @@
 from diffusers import SchedulerMixin  # the pipeline loader looks for the base class here
 
 from .flow.noise import RectifiedFlow, VarianceExploding, VariancePreserving
-from .flow.sample import sample, sample_posterior, sample_transition
+from .flow.sample import sample, sample_posterior, sample_transition, value
+from .flow.transition import renewal
 from .scheduler import GLASSScheduler
 from .steering import FeynmanKacSteerer, SteeringResult
 
@@ -17,7 +18,9 @@ __all__ = [
     "SteeringResult",
     "VarianceExploding",
     "VariancePreserving",
+    "renewal",
     "sample",
     "sample_posterior",
     "sample_transition",
+    "value",
 ]

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from . import natives
 from .flow.noise import NoiseLevel
-from .flow.solver import Block, InnerGrid, InnerState, Solver, advance, cut, moved, network_input, timetable
-from .flow.transition import Correlation, check_correlation, check_num_transitions
+from .flow.solver import Block, InnerGrid, Solver
+from .flow.state import InnerState, advance, correct, leave, moved, network_input, start
+from .flow.timetable import cut, timetable
+from .flow.transition import Correlations, check_correlations, check_num_transitions
 from .natives import Native, NativeGrid
 from .randomness import Generators, NoiseSource
 
@@ -62,7 +64,9 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
     Args:
         native: Config of the native scheduler with its `_class_name`; `from_config` and `from_scheduler` fill it in.
         num_transitions: Number K of transitions, clipped to the number of calls.
-        correlation: Noise correlation ρ between the states of a transition: "ddpm" or a number in [-1, 1].
+        correlation: Noise correlation ρ between the states of a transition: "ddpm" or a number in [-1, 1], a list with
+            one per transition (the first does not use its own), or a function (t, t′) ↦ ρ, which a saved config can
+            only name.
         solver_order: 1 for Euler, 2 for the two-step predictor.
         corrector: Whether order 2 corrects each step once its end has been evaluated, at no further call.
         inner_grid: "time" (calls on the native grid) or "condot" (the paper's uniform s).
@@ -84,15 +88,15 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         native: dict[str, Any] | None = None,
         *,
         num_transitions: int = 5,
-        correlation: Correlation = "ddpm",
+        correlation: Correlations = "ddpm",
         solver_order: int = 2,
         corrector: bool = True,
         inner_grid: InnerGrid = "time",
     ) -> None:
         self._num_transitions = check_num_transitions(num_transitions)
-        self._correlation: Correlation = check_correlation(correlation)
+        self._correlation: Correlations = check_correlations(correlation)
         self._solver = Solver(solver_order, corrector, inner_grid)
-        self._options = {key: self.config[key] for key in _OWN}
+        self._options = {key: self.config[key] for key in _OWN}  # as given
         self._wrap(natives.build(native or {"_class_name": "FlowMatchEulerDiscreteScheduler"}))
 
         self.on_transition: TransitionHook | None = None
@@ -110,8 +114,9 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         self._native = Native(scheduler)
         keys = {k: v for k, v in scheduler.config.items() if not k.startswith("_") and k not in ("native", "glass")}
         native = {"_class_name": self._native.name, **keys}
+        own = {key: repr(value) if callable(value) else value for key, value in self._options.items()}  # JSON
         # native keys win where the names meet (solver_order of DPM++), so that they survive the way back
-        self.register_to_config(**keys, native=native, glass=self._options, _class_name="GLASSScheduler")
+        self.register_to_config(**{**own, **keys}, native=native, glass=own, _class_name="GLASSScheduler")
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:  # type: ignore[override]
@@ -256,8 +261,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         flat = [(k, block, i) for k, block in enumerate(blocks) for i in range(len(block.steps))]
         self._calls = [flat[0]] * offset + flat  # so that calls and timesteps share their index
         self._noise.begin(sample, generator)
-        innovation = sample.float() / blocks[0].transition.t.sigma
-        return _Progress(begin, InnerState(base=innovation, innovation=innovation), None)
+        return _Progress(begin, start(sample.float(), blocks[0]), None)
 
     def _find(self, timestep: Any) -> int:
         found = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps)).nonzero()
@@ -299,21 +303,19 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         if progress.returned is not None:
             state = moved(inner_step, state, x - progress.returned.float())
         denoised = self._native.denoised(model_output.float(), x, inner_step.level)
+        state = correct(inner_step, state, denoised)
 
         if i == 0:
             ancestors = self.on_transition(k, sample, denoised) if self.on_transition else None
             if ancestors is not None:
-                state = replace(state, base=state.base[ancestors], innovation=state.innovation[ancestors])
-                denoised = denoised[ancestors]
+                state, denoised = state.select(ancestors), denoised[ancestors]
             if k > 0:
                 state = replace(state, innovation=self._noise.draw(x, generator))
         state = advance(inner_step, state, denoised)
         if i + 1 < len(block.steps):
             previous = network_input(block.steps[i + 1], state)
         else:
-            previous = block.transition.next_state(state.base, state.innovation)
-            base = previous / (block.transition.t_next.sigma or 1.0)
-            state = InnerState(base=base, innovation=base)
+            previous, state = leave(block, state)
 
         previous = previous.to(sample.dtype)
         self._progress = _Progress(progress.next_call + 1, state, previous.clone())

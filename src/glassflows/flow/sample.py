@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .noise import NoiseSchedule, RectifiedFlow
-from .solver import Block, InnerGrid, InnerState, Solver, advance, block, network_input, timetable
-from .transition import Correlation, transition
+from .solver import Block, InnerGrid, Solver
+from .state import InnerState, advance, correct, leave, network_input, start
+from .timetable import block, timetable
+from .transition import Correlation, Correlations, transition
 
 Denoiser = Callable[[Tensor, float], Tensor]
 
@@ -81,7 +85,7 @@ def sample_transition(
         schedule=schedule,
         solver=Solver(solver_order, corrector, inner_grid),
     )
-    return _run(plan, denoiser, x_t, noise)
+    return run_block(plan, denoiser, start(x_t, plan), noise)[0]
 
 
 def sample_posterior(
@@ -119,6 +123,72 @@ def sample_posterior(
     )
 
 
+def value(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    t: float,
+    reward: Callable[[Tensor], Tensor],
+    *,
+    num_samples: int,
+    num_steps: int,
+    schedule: NoiseSchedule = RectifiedFlow(),  # noqa: B008
+    inner_grid: InnerGrid = "time",
+    solver_order: int = 2,
+    corrector: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Estimate the value function V_t(x_t) = log E[exp r(z) | x_t] from posterior samples.
+
+        V̂ = log 1/S Σ_s exp r(z_s),   z_s ~ p(z | x_t)
+
+    The logarithm makes it low on average for few samples, by about Var[exp r] / (2 S E[exp r]²).
+
+    Args:
+        denoiser, x_t, t: As in `sample_transition`.
+        reward: `reward(z)` of M clean samples, shape (M, *event), returns M finite scores r(z), scale included.
+        num_samples: Number S of posterior samples of each row; all N · S run as one batch.
+        num_steps: Network calls per posterior sample.
+        schedule, inner_grid, solver_order, corrector, generator: As in `sample_transition`.
+
+    Returns:
+        V̂, shape (N,), float64.
+
+    Raises:
+        ValueError: if the reward does not return one score per sample, or another argument is off.
+
+    Example:
+        >>> import torch
+        >>> from glassflows import value
+        >>> gaussian = lambda x, t: t * x / (t**2 + (1 - t) ** 2)  # denoiser of z ~ N(0, 1)
+        >>> x_t = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+        >>> value(gaussian, x_t, 0.6, lambda z: z.sum(-1), num_samples=16, num_steps=8).shape
+        torch.Size([5])
+
+    Reference:
+        Holderrieth et al., GLASS Flows, arXiv:2509.25170, section 6.1.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    z = sample_posterior(
+        denoiser,
+        x_t.repeat_interleave(num_samples, 0),
+        t,
+        num_steps=num_steps,
+        schedule=schedule,
+        inner_grid=inner_grid,
+        solver_order=solver_order,
+        corrector=corrector,
+        generator=generator,
+    )
+    scores = torch.as_tensor(reward(z))
+    if scores.shape != (len(z),):
+        raise ValueError(
+            f"reward returned shape {tuple(scores.shape)}; expected one score per sample, shape ({len(z)},): "
+            "return one float for each z"
+        )
+    return scores.double().view(len(x_t), num_samples).logsumexp(1) - math.log(num_samples)
+
+
 def sample(
     denoiser: Denoiser,
     x_init: Tensor,
@@ -127,7 +197,7 @@ def sample(
     num_transitions: int,
     times: Sequence[float] | None = None,
     schedule: NoiseSchedule = RectifiedFlow(),  # noqa: B008
-    correlation: Correlation = "ddpm",
+    correlation: Correlations = "ddpm",
     inner_grid: InnerGrid = "time",
     solver_order: int = 2,
     corrector: bool = True,
@@ -145,7 +215,9 @@ def sample(
         num_steps: Number of network calls of the whole chain.
         num_transitions: Number of transitions, at least 1 and clipped to `num_steps`.
         times: The `num_steps + 1` increasing times of the grid in [0, 1]; evenly spaced from 0 to 1 if None.
-        schedule, correlation, inner_grid, solver_order, corrector: As in `sample_transition`.
+        schedule, inner_grid, solver_order, corrector: As in `sample_transition`.
+        correlation: As in `sample_transition`, or a list with one per transition (the first transition, being the plain
+            ODE, does not use its own), or a function (t, t′) ↦ ρ such as `renewal(0.5)`.
         generator: Source of the noise of all transitions but the first.
         noises: The noises themselves, one per transition after the first, instead of a generator.
 
@@ -170,18 +242,26 @@ def sample(
     )
     if noises is not None and len(noises) != len(plan) - 1:
         raise ValueError(f"noises: expected one per transition after the first, {len(plan) - 1}, got {len(noises)}")
-    x_t = _run(plan[0], denoiser, x_init, x_init / plan[0].transition.t.sigma)
+    return run_chain(plan, denoiser, x_init, lambda k: _randn_like(x_init, generator) if noises is None else noises[k])
+
+
+def run_chain(plan: Sequence[Block], denoiser: Denoiser, x_init: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
+    """Run the transitions of a timetable from x_init; `noise(k)` gives the noise of the k-th after the first."""
+    x_t, state = run_block(plan[0], denoiser, start(x_init, plan[0]), None)
     for k, later in enumerate(plan[1:]):
-        x_t = _run(later, denoiser, x_t, _randn_like(x_t, generator) if noises is None else noises[k])
+        x_t, state = run_block(later, denoiser, state, noise(k))
     return x_t
 
 
-def _run(plan: Block, denoiser: Denoiser, x_t: Tensor, noise: Tensor) -> Tensor:
-    """Run the inner ODE of one transition from e(λ_0) = noise."""
-    state = InnerState(base=x_t / plan.transition.t.sigma, innovation=noise)
-    for step in plan.steps:
-        state = advance(step, state, denoiser(network_input(step, state), step.level.t))
-    return plan.transition.next_state(state.base, state.innovation)
+def run_block(plan: Block, denoiser: Denoiser, state: InnerState, noise: Tensor | None) -> tuple[Tensor, InnerState]:
+    """Run the inner ODE of one transition from e = noise (None: from e as it is); return x_t′ and what comes after."""
+    for i, step in enumerate(plan.steps):
+        denoised = denoiser(network_input(step, state), step.level.t)
+        state = correct(step, state, denoised)
+        if i == 0 and noise is not None:
+            state = replace(state, innovation=noise)
+        state = advance(step, state, denoised)
+    return leave(plan, state)
 
 
 def _randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,38 +1,79 @@
-"""The timetable of network calls and the weights that integrate the inner ODE de/dλ = ẑ between them.
+"""The weights that integrate the inner ODE de/dλ = ẑ between the network calls of a transition.
 
-Between two calls ẑ is taken linear in ψ(λ) = atan2(a, λ), a = √(1 + P_t): smooth in λ at 0 and in 1/λ at data for every
-P_t, so that P_t = 0 needs no variable of its own. The predictor extrapolates the last two ẑ of this transition; when
-the next ẑ arrives, the corrector replaces the extrapolation by the interpolation, at no further call (as UniPC does).
-All weights are integrals ∫ (ψ(λ) − ψ_i) dλ, made once in float64.
+Between calls ẑ is a polynomial in ψ(λ) = atan2(a, λ), a = √(1 + P_t): smooth in λ at 0 and in 1/λ at data.
+The predictor extrapolates the line through the last two ẑ; when the next ẑ arrives, the corrector replaces it by the
+parabola through all three, at no further call (as UniPC does). All weights are integrals over λ, floats made once.
+
+What happens where a transition begins, and how far an extrapolation is trusted, was decided by measurement:
+docs/solvers.md has the tables and the reasons.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from torch import Tensor
 
-from .noise import NoiseLevel, NoiseSchedule
-from .transition import Correlation, Transition, check_num_transitions, first_transition, transition
+from .noise import NoiseLevel
+from .transition import Transition
 
 InnerGrid = Literal["time", "condot"]
+Boundary = Literal["discard", "correct", "reuse"]
+
+
+class Variable(Protocol):
+    """A function of λ in which ẑ is taken linear between two calls; 0 at data (λ = ∞)."""
+
+    def __call__(self, lam: float) -> float: ...
+
+    def integral(self, start: float, end: float) -> float:
+        """Return ∫ (ψ(λ) − ψ(start)) dλ from start to end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Angle:
+    """ψ(λ) = atan2(a, λ) with a = √(1 + P_t)."""
+
+    scale: float
+
+    @classmethod
+    def on(cls, base_snr: float) -> Angle:
+        """Return the variable of a transition whose base has precision P_t."""
+        return cls(math.sqrt(1 + base_snr))
+
+    def __call__(self, lam: float) -> float:
+        return math.atan2(self.scale, lam)
+
+    def integral(self, start: float, end: float) -> float:
+        def primitive(lam: float) -> float:
+            return lam * self(lam) + self.scale / 2 * math.log(self.scale**2 + lam**2)
+
+        return primitive(end) - primitive(start) - self(start) * (end - start)
 
 
 @dataclass(frozen=True)
 class Solver:
-    """How the inner ODE is integrated.
+    """How the inner ODE is integrated; all but the first three options are there to be measured.
 
     Args:
-        order: 1 for Euler, 2 for the two-step predictor.
-        corrector: With order 2, correct each step once its end has been evaluated.
+        order: 1 for Euler, 2 for the two-step predictor. The options below concern order 2.
+        corrector: Correct each step once its end has been evaluated, along a line or, if `curved`, along a parabola
+            through the last three ẑ.
         grid: Where the calls of a transition lie: "time" evenly on the grid of network times, "condot" at the paper's
             uniform s.
-        last_step: With order 2, the fraction of the way to data over which ẑ is extrapolated in the step that ends
-            there.
+        variable: Makes ψ from P_t.
+        last_step: Fraction of the way to data over which ẑ is extrapolated in the step that ends there.
+        boundary: What the last ẑ of a transition does in the next: "discard" nothing, "correct" the state that led
+            there, "reuse" also predict the first step of transitions with two calls.
+        response: Share of the Gaussian posterior variance 1/(1 + P_t) with which fresh noise moves ẑ in the first of
+            several steps of a transition, before a second call has shown it.
+        trust: Mean squared change of ẑ between two calls, in units of that of Gaussian data, up to which it is
+            extrapolated in full; infinite switches the limiter off.
+        reach: Shift of the network's input, in units of its noise, up to which an extrapolation is harmless anyway.
 
     Raises:
         ValueError: if the order is neither 1 nor 2, or there is no grid of that name.
@@ -41,7 +82,13 @@ class Solver:
     order: int = 2
     corrector: bool = True
     grid: InnerGrid = "time"
+    curved: bool = True
+    variable: Callable[[float], Variable] = Angle.on
     last_step: float = 0.5
+    boundary: Boundary = "reuse"
+    response: float = 0.3
+    trust: float = 4.0
+    reach: float = 0.02
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
@@ -52,15 +99,20 @@ class Solver:
 
 @dataclass(frozen=True)
 class InnerStep:
-    """One network call and the inner step that follows it, e(λ_i) → e(λ_{i+1}).
+    """One network call and the inner step that follows it, e(λ_i) → e(λ_{i+1}). Δ stands for ẑ_i − ẑ_{i−1}.
 
     Args:
         level: Noise level t* of the network input.
         cos: √(P_t / P), weight of x_t/σ_t in the network input; `sin` = λ/√P that of e.
         keep: Weight of e; 1, or 0 in the step to data, where e becomes ẑ itself.
         euler: Weight of ẑ_i; λ_{i+1} − λ_i, or 1 in the step to data.
-        predict: Weight of ẑ_i − ẑ_{i−1}, the predictor.
-        correct: Weight of ẑ_i − ẑ_{i−1} in the corrected step that led to λ_i; None where it stays uncorrected.
+        respond: Weight of e in the extrapolation: how the fresh noise will have moved ẑ.
+        predict: Weight of Δ in the extrapolation.
+        correct: Weight of Δ in the corrected step that led here; None where it stays uncorrected.
+        curve: Weight in it of what Δ has changed by since the Δ before, at equal steps of ψ.
+        budget: Mean square of Δ up to which a posterior mean may move.
+        harmless: Mean square of Δ up to which its extrapolation hardly moves the network's input.
+        ratio: Length in ψ of the step before the one that led here, relative to it; 0 where they are not comparable.
     """
 
     level: NoiseLevel
@@ -68,178 +120,112 @@ class InnerStep:
     sin: float
     keep: float
     euler: float
-    predict: float
-    correct: float | None
+    respond: float = 0.0
+    predict: float = 0.0
+    correct: float | None = None
+    curve: float = 0.0
+    budget: float = math.inf
+    harmless: float = 0.0
+    ratio: float = 0.0
 
 
 @dataclass(frozen=True)
 class Block:
-    """A transition and its inner steps."""
+    """A transition and its inner steps; `lams` are the λ of its calls and λ̄."""
 
     transition: Transition
     steps: tuple[InnerStep, ...]
+    lams: tuple[float, ...]
+    variable: Variable
 
 
-class History(NamedTuple):
-    """The last inner step: e at its end by Euler alone, and the ẑ it used."""
-
-    euler: Tensor
-    denoised: Tensor
-
-
-@dataclass(frozen=True)
-class InnerState:
-    """What the next inner step needs. Tensors of the shape of x_t.
+def lay(
+    chosen: Transition,
+    lams: Sequence[float],
+    levels: Sequence[NoiseLevel],
+    solver: Solver,
+    previous: Block | None = None,
+) -> Block:
+    """Lay the inner steps of a transition whose n network calls lie at λ_0 … λ_{n−1}, at noise levels t*.
 
     Args:
-        base: x_t / σ_t.
-        innovation: e at the current λ, as predicted.
-        history: What the corrector and the next predictor need; None before the first call.
+        previous: The transition before, where this one may learn from it.
     """
-
-    base: Tensor
-    innovation: Tensor
-    history: History | None = None
-
-
-def network_input(step: InnerStep, state: InnerState) -> Tensor:
-    """Return x_in = σ_t* (cos θ · x_t/σ_t + sin θ · e), a sample of the model's own marginal at t*."""
-    return step.level.sigma * (step.cos * state.base + step.sin * state.innovation)
-
-
-def advance(step: InnerStep, state: InnerState, denoised: Tensor) -> InnerState:
-    """Return the state at λ_{i+1}, given the denoised mean ẑ_i of this step's network input."""
-    innovation, change = state.innovation, None
-    if state.history is not None:
-        change = denoised - state.history.denoised
-        if step.correct is not None:
-            innovation = state.history.euler + step.correct * change
-    euler = step.keep * innovation + step.euler * denoised
-    predicted = euler if change is None else euler + step.predict * change
-    return InnerState(state.base, predicted, History(euler, denoised))
-
-
-def moved(step: InnerStep, state: InnerState, delta: Tensor) -> InnerState:
-    """Return the state whose network input at this step is moved by δ, along the sufficient direction.
-
-    δ(x_t/σ_t) = cos θ · δ/σ_t*,   δe = sin θ · δ/σ_t*
-    """
-    delta = delta / step.level.sigma
-    innovation, history = step.sin * delta, state.history
-    return InnerState(
-        base=state.base + step.cos * delta,
-        innovation=state.innovation + innovation,
-        history=None if history is None else history._replace(euler=history.euler + innovation),
-    )
-
-
-def inner_steps(
-    chosen: Transition, lams: Sequence[float], levels: Sequence[NoiseLevel], solver: Solver
-) -> tuple[InnerStep, ...]:
-    """Return the inner steps of a transition whose network calls lie at λ_0 … λ_{n−1}, at noise levels t*."""
-    scale = math.sqrt(1 + chosen.base_snr)
-
-    def psi(lam: float) -> float:
-        return math.atan2(scale, lam)
-
-    def integral(start: float, end: float) -> float:  # ∫ (ψ(λ) − ψ(start)) dλ
-        def primitive(lam: float) -> float:
-            return lam * psi(lam) + scale / 2 * math.log(scale**2 + lam**2)
-
-        return primitive(end) - primitive(start) - psi(start) * (end - start)
-
-    steps = []
+    psi, curved = solver.variable(chosen.base_snr), solver.corrector and solver.curved
     ends = [*lams[1:], chosen.lam_end]
+    steps: list[InnerStep] = []
     for i, (lam, end) in enumerate(zip(lams, ends, strict=True)):
         theta = chosen.angle(lam)
         to_data = math.isinf(end)
-        predict, correct = 0.0, None
-        if i > 0 and solver.order == 2:
-            slope = 1 / (psi(lam) - psi(lams[i - 1]))
-            predict = slope * (-psi(lam) * solver.last_step if to_data else integral(lam, end))
-            correct = slope * integral(lams[i - 1], lam) if solver.corrector else None
         keep, euler = (0.0, 1.0) if to_data else (1.0, end - lam)
-        steps.append(InnerStep(levels[i], math.cos(theta), math.sin(theta), keep, euler, predict, correct))
-    return tuple(steps)
+        step = InnerStep(levels[i], math.cos(theta), math.sin(theta), keep, euler)
+        if solver.order == 2 and i > 0:
+            span = psi(lam) - psi(lams[i - 1])
+            weight = psi.integral(lams[i - 1], lam) / span
+            step = replace(
+                step,
+                harmless=(solver.reach / (step.sin * weight)) ** 2,
+                predict=(-psi(lam) * solver.last_step if to_data else psi.integral(lam, end)) / span,
+                correct=weight if solver.corrector else None,
+                budget=_budget(levels[i - 1], levels[i], solver),
+                ratio=(psi(lams[i - 1]) - psi(lams[i - 2])) / span if i > 1 else 0.0,
+                curve=_curve(psi, lams[: i + 1]) if i > 1 and curved else 0.0,
+            )
+        elif solver.order == 2 and lam == 0:
+            step = replace(step, **_boundary(chosen, lams, previous, solver))
+            if len(lams) > 1:
+                step = replace(step, respond=math.sqrt(1 + solver.response * end**2 / (1 + chosen.base_snr)) - 1)
+        steps.append(step)
+    return Block(chosen, tuple(steps), (*lams, chosen.lam_end), psi)
 
 
-def condot_lams(chosen: Transition, num_steps: int) -> list[float]:
-    """Return the paper's λ(s) = s ᾱ / ((1 − s) + s σ̄) at uniform s, from the transition's first λ on."""
-    start = chosen.lam_start / (chosen.alpha + chosen.lam_start * (1 - chosen.sigma))
-    grid = np.linspace(start, 1.0, num_steps + 1)[:-1]
-    return [float(s * chosen.alpha / ((1 - s) + s * chosen.sigma)) for s in grid]
+def _boundary(chosen: Transition, lams: Sequence[float], previous: Block | None, solver: Solver) -> dict[str, Any]:
+    """Return the weights of the first call of a transition that concern the last step of the one before.
 
-
-def block(
-    chosen: Transition,
-    num_steps: int,
-    *,
-    times: Callable[[float], Sequence[float]],
-    schedule: NoiseSchedule,
-    solver: Solver,
-) -> Block:
-    """Lay the `num_steps` network calls of one transition.
-
-    Args:
-        times: Maps the last network time t*(λ̄) to the times of the calls, for the grid "time".
+    Where the inner ODE ended at the precision of x_t itself (ρ_DDPM), the ẑ of this call is also the ẑ at its end.
+    Transitions of one call are left alone: they are DDPM's ancestral steps.
     """
-    if solver.grid == "condot":
-        lams = condot_lams(chosen, num_steps)
-        levels = [schedule.level(schedule.time(chosen.snr(lam))) for lam in lams]
-        lams[0], levels[0] = chosen.lam_start, chosen.t
-        return Block(chosen, inner_steps(chosen, lams, levels, solver))
-    last = schedule.time(chosen.snr(chosen.lam_end))
-    return block_at(chosen, [chosen.t, *(schedule.level(t) for t in times(last)[1:])], solver)
+    if solver.boundary == "discard" or previous is None or len(previous.steps) == 1:
+        return {}
+    before, psi = previous.transition, previous.variable
+    if not math.isclose(before.snr(before.lam_end), chosen.base_snr, rel_tol=1e-9):
+        return {}
+    last, end = previous.lams[-2:]
+    span = psi(end) - psi(last)
+    weight, scale = psi.integral(last, end) / span, before.sigma / chosen.t.sigma
+    weights = {
+        "harmless": (solver.reach / (math.sin(before.angle(end)) * weight)) ** 2,
+        "correct": scale * weight if solver.corrector else None,
+        "budget": _budget(previous.steps[-1].level, chosen.t, solver),
+        "ratio": (psi(last) - psi(previous.lams[-3])) / span,
+        "curve": before.sigma / chosen.t.sigma * _curve(psi, previous.lams)
+        if solver.corrector and solver.curved
+        else 0.0,
+    }
+    if solver.boundary == "reuse" and len(lams) == 2:  # ẑ linear in the noise angle φ = atan2(σ, α); Simpson's rule
+        now, middle, then = (math.atan2(1, math.sqrt(chosen.snr(lam))) for lam in (0.0, lams[1] / 2, lams[1]))
+        past = math.atan2(previous.steps[-1].level.sigma, previous.steps[-1].level.alpha)
+        weights["predict"] = lams[1] / 6 * (4 * (middle - now) + then - now) / (now - past)
+    return weights
 
 
-def block_at(chosen: Transition, levels: Sequence[NoiseLevel], solver: Solver) -> Block:
-    """Lay the network calls of one transition at given noise levels t*."""
-    return Block(chosen, inner_steps(chosen, [chosen.lam(level.snr) for level in levels], levels, solver))
+def _curve(psi: Variable, lams: Sequence[float]) -> float:
+    """Weight of Δ_i − Δ_{i−1} · span_i / span_{i−1} that makes the corrected step quadratic in ψ.
 
-
-def timetable(
-    grid: Sequence[NoiseLevel],
-    num_transitions: int,
-    *,
-    schedule: NoiseSchedule,
-    correlation: Correlation,
-    solver: Solver,
-) -> list[Block]:
-    """Split the N network calls of a grid of N + 1 noise levels into transitions, as evenly as possible.
-
-    With ρ_DDPM the calls are at the grid itself. For another ρ let g(u) be the grid interpolated by index: the calls
-    of a transition lie at equal steps of u from u(t) to u(t*(λ̄)).
-
-    Raises:
-        ValueError: if `num_transitions` is not at least 1.
+    The third call also makes the first step so, which has no ẑ before it: steps are longest there, √P being its scale.
     """
-    num_steps = len(grid) - 1
-    num_transitions = min(check_num_transitions(num_transitions), num_steps)
-    blocks, index, grid_times = [], np.arange(num_steps + 1), [level.t for level in grid]
-    for calls in np.array_split(index[:-1], num_transitions):
-        start, end = int(calls[0]), int(calls[-1]) + 1
-        first = start == 0
-        chosen = first_transition(grid[0], grid[end]) if first else transition(grid[start], grid[end], correlation)
-        if solver.grid == "time" and (first or correlation == "ddpm"):
-            blocks.append(block_at(chosen, grid[start:end], solver))
-            continue
 
-        def times(last: float, start: int = start, calls: int = end - start) -> Sequence[float]:
-            u = np.linspace(start, np.interp(last, grid_times, index), calls + 1)[:-1]
-            return [float(t) for t in np.interp(u, index, grid_times)]
+    def integral(start: float, end: float) -> float:  # ∫ (ψ − ψ(start)) (ψ − ψ(end)) dλ
+        nodes, weights = np.polynomial.legendre.leggauss(8)
+        half = (end - start) / 2
+        values = [psi(start + half * (1 + node)) for node in nodes]
+        return half * sum(w * (v - psi(start)) * (v - psi(end)) for w, v in zip(weights, values, strict=True))
 
-        blocks.append(block(chosen, end - start, times=times, schedule=schedule, solver=solver))
-    return blocks
+    *_, first, middle, last = lams
+    weight = integral(middle, last) + (integral(first, middle) if len(lams) == 3 else 0.0)
+    return float(weight / (psi(last) - psi(first)) / (psi(last) - psi(middle)))
 
 
-def cut(blocks: Sequence[Block], begin: int, solver: Solver) -> list[Block]:
-    """Return the timetable from call `begin` on.
-
-    A transition that is cut has no state to start from but its network input, so it becomes a first transition: the ODE
-    through the rest of its calls, to the same end.
-    """
-    blocks = list(blocks)
-    while begin >= len(blocks[0].steps):
-        begin -= len(blocks.pop(0).steps)
-    levels, end = [step.level for step in blocks[0].steps[begin:]], blocks[0].transition.t_next
-    return [block_at(first_transition(levels[0], end), levels, solver), *blocks[1:]]
+def _budget(start: NoiseLevel, end: NoiseLevel, solver: Solver) -> float:
+    """Mean squared change of ẑ that is trusted: `trust` times that of a standard Gaussian, 1/(1+P) − 1/(1+P′)."""
+    return solver.trust * (1 / (1 + start.snr) - 1 / (1 + end.snr))

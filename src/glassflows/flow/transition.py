@@ -11,14 +11,17 @@ noise) to λ̄² = (ᾱ/σ̄)². Precisions add: both measurements together are 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 from torch import Tensor
 
-from .noise import NoiseLevel
+from .noise import NoiseLevel, NoiseSchedule, RectifiedFlow
 
 Correlation = float | Literal["ddpm"]
+Correlations = Correlation | Sequence[Correlation] | Callable[[float, float], Correlation]
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,82 @@ def first_transition(t: NoiseLevel, t_next: NoiseLevel) -> Transition:
 
 def check_correlation(correlation: Correlation) -> Correlation:
     """Return the correlation if it is "ddpm" or a number in [-1, 1]; raise ValueError otherwise."""
-    if correlation == "ddpm" or (isinstance(correlation, (int, float)) and -1 <= correlation <= 1):
+    if isinstance(correlation, str):
+        valid = correlation == "ddpm"
+    else:
+        valid = isinstance(correlation, Real) and not isinstance(correlation, bool) and -1 <= correlation <= 1
+    if valid:
         return correlation
     raise ValueError(f'correlation: expected "ddpm" or a number in [-1, 1], got {correlation!r}')
+
+
+def check_correlations(correlation: Correlations) -> Correlations:
+    """Return the correlation if it is one, a list of them or a function; raise ValueError otherwise."""
+    if callable(correlation):
+        return correlation
+    if isinstance(correlation, (list, tuple)):
+        return [check_correlation(one) for one in correlation]
+    try:
+        return check_correlation(correlation)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(
+            f"{error}, or a list with one per transition, or a function of t and t′ (which a config does not save: "
+            "pass it again)"
+        ) from None
+
+
+def correlation_at(correlation: Correlations, k: int, num_transitions: int, t: float, t_next: float) -> Correlation:
+    """Return the correlation of transition k of a chain, from t to t′.
+
+    Raises:
+        ValueError: if a list does not have one entry per transition, or a function returns none in [-1, 1].
+    """
+    if callable(correlation):
+        correlation = correlation(t, t_next)
+    elif isinstance(correlation, (list, tuple)):
+        if len(correlation) != num_transitions:
+            raise ValueError(
+                f"correlation: expected one per transition, {num_transitions}, got a list of {len(correlation)} "
+                "(that of the first transition counts, but is not used)"
+            )
+        correlation = correlation[k]
+    return check_correlation(correlation)  # type: ignore[arg-type]
+
+
+def renewal(fraction: float, schedule: NoiseSchedule = RectifiedFlow()) -> Callable[[float, float], float]:  # noqa: B008
+    """Return the rule (t, t′) ↦ ρ that renews a fixed fraction of the denoised prediction's variance per transition.
+
+    For standard Gaussian data D_t(x_t) is a multiple of x_t, and 1 − corr(x_t, x_t′)² is the share of the variance of
+    D_t′(x_t′) that x_t does not explain. Setting it to f gives
+
+        ρ = (√(1 − f) √(α_t² + σ_t²) √(α_t′² + σ_t′²) − α_t α_t′) / (σ_t σ_t′),
+
+    cut off at ±1. ρ_DDPM renews 1 − P_t (1 + P_t′) / (P_t′ (1 + P_t)) instead: nearly all at noise, little near data.
+
+    Args:
+        fraction: f in [0, 1]; 0 keeps all it can, 1 makes x_t′ uncorrelated with x_t.
+        schedule: The model's noise schedule.
+
+    Raises:
+        ValueError: if the fraction is not in [0, 1].
+
+    Example:
+        >>> from glassflows import renewal
+        >>> round(renewal(0.5)(0.4, 0.6), 3)
+        0.532
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction: expected a number in [0, 1], got {fraction!r}")
+
+    def rule(t: float, t_next: float) -> float:
+        now, then = schedule.level(t), schedule.level(t_next)
+        if then.sigma == 0:
+            return 0.0  # at data every ρ is the same transition
+        spread = math.hypot(now.alpha, now.sigma) * math.hypot(then.alpha, then.sigma)
+        rho = (math.sqrt(1 - fraction) * spread - now.alpha * then.alpha) / (now.sigma * then.sigma)
+        return min(max(rho, -1.0), 1.0)
+
+    return rule
 
 
 def check_num_transitions(num_transitions: int) -> int:

@@ -1,0 +1,103 @@
+"""The timetable: which network calls belong to which transition, and at what times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .noise import NoiseLevel, NoiseSchedule
+from .solver import Block, Solver, lay
+from .transition import Correlations, Transition, check_num_transitions, correlation_at, first_transition, transition
+
+
+def condot_lams(chosen: Transition, num_steps: int) -> list[float]:
+    """Return the paper's λ(s) = s ᾱ / ((1 − s) + s σ̄) at uniform s, from the transition's first λ on."""
+    start = chosen.lam_start / (chosen.alpha + chosen.lam_start * (1 - chosen.sigma))
+    grid = np.linspace(start, 1.0, num_steps + 1)[:-1]
+    return [float(s * chosen.alpha / ((1 - s) + s * chosen.sigma)) for s in grid]
+
+
+def block(
+    chosen: Transition,
+    num_steps: int,
+    *,
+    times: Callable[[float], Sequence[float]],
+    schedule: NoiseSchedule,
+    solver: Solver,
+    previous: Block | None = None,
+) -> Block:
+    """Lay the `num_steps` network calls of one transition.
+
+    Args:
+        times: Maps the last network time t*(λ̄) to the times of the calls, for the grid "time".
+        previous: The transition before, where this one may learn from it.
+    """
+    if solver.grid == "condot":
+        lams = condot_lams(chosen, num_steps)
+        levels = [schedule.level(schedule.time(chosen.snr(lam))) for lam in lams]
+        lams[0], levels[0] = chosen.lam_start, chosen.t
+        return lay(chosen, lams, levels, solver, previous)
+    last = schedule.time(chosen.snr(chosen.lam_end))
+    return block_at(chosen, [chosen.t, *(schedule.level(t) for t in times(last)[1:])], solver, previous)
+
+
+def block_at(chosen: Transition, levels: Sequence[NoiseLevel], solver: Solver, previous: Block | None = None) -> Block:
+    """Lay the network calls of one transition at given noise levels t*."""
+    return lay(chosen, [chosen.lam(level.snr) for level in levels], levels, solver, previous)
+
+
+def timetable(
+    grid: Sequence[NoiseLevel],
+    num_transitions: int,
+    *,
+    schedule: NoiseSchedule,
+    correlation: Correlations,
+    solver: Solver,
+) -> list[Block]:
+    """Split the N network calls of a grid of N + 1 noise levels into transitions, as evenly as possible.
+
+    With ρ_DDPM the calls are at the grid itself. For another ρ let g(u) be the grid interpolated by index: the calls
+    of a transition lie at equal steps of u from u(t) to u(t*(λ̄)).
+
+    Raises:
+        ValueError: if `num_transitions` is not at least 1, or the correlation is none for some transition.
+    """
+    num_steps = len(grid) - 1
+    num_transitions = min(check_num_transitions(num_transitions), num_steps)
+    blocks: list[Block] = []
+    index, grid_times = np.arange(num_steps + 1), [level.t for level in grid]
+    for k, calls in enumerate(np.array_split(index[:-1], num_transitions)):
+        start, end = int(calls[0]), int(calls[-1]) + 1
+        rho = correlation_at(correlation, k, num_transitions, grid[start].t, grid[end].t)
+        chosen = transition(grid[start], grid[end], rho) if k else first_transition(grid[0], grid[end])
+        previous = blocks[-1] if k else None
+        if solver.grid == "time" and (k == 0 or rho == "ddpm"):
+            blocks.append(block_at(chosen, grid[start:end], solver, previous))
+            continue
+
+        def times(last: float, start: int = start, calls: int = end - start) -> Sequence[float]:
+            u = np.linspace(start, np.interp(last, grid_times, index), calls + 1)[:-1]
+            return [float(t) for t in np.interp(u, index, grid_times)]
+
+        blocks.append(block(chosen, end - start, times=times, schedule=schedule, solver=solver, previous=previous))
+    return blocks
+
+
+def cut(blocks: Sequence[Block], begin: int, solver: Solver) -> list[Block]:
+    """Return the timetable from call `begin` on.
+
+    A transition that is cut has no state to start from but its network input, so it becomes a first transition: the ODE
+    through the rest of its calls, to the same end.
+    """
+    blocks = list(blocks)
+    while begin >= len(blocks[0].steps):
+        begin -= len(blocks.pop(0).steps)
+    levels, end = [step.level for step in blocks[0].steps[begin:]], blocks[0].transition.t_next
+    blocks[0] = block_at(first_transition(levels[0], end), levels, solver)
+    if len(blocks) > 1:  # it learns from the transition that was cut
+        after = blocks[1]
+        blocks[1] = lay(
+            after.transition, after.lams[:-1], [step.level for step in after.steps], solver, previous=blocks[0]
+        )
+    return blocks
