@@ -198,9 +198,7 @@ def _boundary(chosen: Transition, lams: Sequence[float], previous: Block | None,
         "correct": scale * weight if solver.corrector else None,
         "budget": _budget(previous.steps[-1].level, chosen.t, solver),
         "ratio": (psi(last) - psi(previous.lams[-3])) / span,
-        "curve": before.sigma / chosen.t.sigma * _curve(psi, previous.lams)
-        if solver.corrector and solver.curved
-        else 0.0,
+        "curve": scale * _curve(psi, previous.lams) if solver.corrector and solver.curved else 0.0,
     }
     if solver.boundary == "reuse" and len(lams) == 2:  # ẑ linear in the noise angle φ = atan2(σ, α); Simpson's rule
         now, middle, then = (math.atan2(1, math.sqrt(chosen.snr(lam))) for lam in (0.0, lams[1] / 2, lams[1]))
