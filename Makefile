@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint scenes benchmark clean
+.PHONY: demo test lint scenes benchmark transitions clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -23,6 +23,10 @@ scenes: $(READY)
 # Steering on 64 held-out prompts: the table in README.md.
 benchmark: $(READY)
 	$(BIN)/python examples/benchmarks/steering.py
+
+# Distance to the true law against network calls: the figure and the tables of docs/solvers.md.
+transitions: $(READY)
+	cd examples/benchmarks && ../../$(BIN)/python transitions.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
