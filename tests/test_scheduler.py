@@ -511,9 +511,24 @@ def test_edits_of_a_row_leave_the_others_their_history():
     assert (plain[:2] - edited[:2]).abs().min() > 1e-4
 
 
+@pytest.mark.parametrize("rho", [1.0, -1.0, 0.9, -0.3, [0.5, "ddpm", "ddpm"]], ids=str)
+@pytest.mark.parametrize("begin", range(12))
+def test_runs_cut_anywhere_are_finite(rho, begin):
+    """The rest of a cut transition may make its last call at its end or beyond."""
+    start = torch.randn(5, 3, generator=tiny.seeded(7))
+    cut_off = chain(begin=begin, x=start, num_transitions=3, correlation=rho)[-1]
+    assert cut_off.isfinite().all()
+    assert cut_off.abs().max() < 10
+
+
 def test_edits_within_an_ode_replace_its_state():
     """One transition is the ODE: edited at call i, it goes on as the ODE begun there."""
     start = torch.randn(5, 3, generator=tiny.seeded(7))
+    pasts = [
+        chain(lambda i, x: start if i == 5 else x, num_transitions=1, x=torch.randn(5, 3, generator=tiny.seeded(seed)))
+        for seed in (1, 2)
+    ]
+    torch.testing.assert_close(pasts[0][-1], pasts[1][-1], rtol=0, atol=1e-5)
     edited = chain(lambda i, x: start if i == 5 else x, num_transitions=1, solver_order=1)
     torch.testing.assert_close(
         edited[-1], chain(begin=5, x=start, num_transitions=1, solver_order=1)[-1], rtol=0, atol=1e-5

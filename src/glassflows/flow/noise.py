@@ -102,10 +102,17 @@ class VarianceExploding:
     Args:
         sigma_max: Noise level at t = 0.
         sigma_data: Standard deviation of the data, where steps are finest.
+
+    Raises:
+        ValueError: if one of them is not positive.
     """
 
     sigma_max: float = 80.0
     sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (self.sigma_max > 0 and self.sigma_data > 0):
+            raise ValueError(f"sigma_max, sigma_data: expected positive, got {self.sigma_max}, {self.sigma_data}")
 
     def level(self, t: float) -> NoiseLevel:
         return NoiseLevel(t, 1.0, self.sigma_data * math.tan((1 - t) * self._angle_max))

@@ -229,7 +229,7 @@ def sample(
     """
     _check_num_steps(num_steps)
     grid = np.linspace(0.0, 1.0, num_steps + 1) if times is None else np.asarray(times, np.float64)
-    if grid.shape != (num_steps + 1,) or np.any(np.diff(grid) <= 0) or grid[0] < 0 or grid[-1] > 1:
+    if grid.shape != (num_steps + 1,) or not np.all(np.diff(grid) > 0) or grid[0] < 0 or grid[-1] > 1:
         raise ValueError(
             f"times: expected num_steps + 1 = {num_steps + 1} increasing values in [0, 1] (noise first), got {times}"
         )

@@ -59,6 +59,8 @@ class Angle:
 class Solver:
     """How the inner ODE is integrated; all but the first three options are there to be measured.
 
+    Where a scale of the data matters (`variable`, `response`, `trust`) it is that of unit variance, as latents have.
+
     Args:
         order: 1 for Euler, 2 for the two-step predictor. The options below concern order 2.
         corrector: Correct each step once its end has been evaluated, along a line or, if `curved`, along a parabola
@@ -191,6 +193,8 @@ def _boundary(chosen: Transition, lams: Sequence[float], previous: Block | None,
     if not math.isclose(before.snr(before.lam_end), chosen.base_snr, rel_tol=1e-9):
         return {}
     last, end = previous.lams[-2:]
+    if last > end * (1 - 1e-6):  # a cut transition may have made its last call at its end, or beyond
+        return {}
     span = psi(end) - psi(last)
     weight, scale = psi.integral(last, end) / span, before.sigma / chosen.t.sigma
     weights = {

@@ -14,13 +14,15 @@ from .solver import Block, InnerStep
 class History(NamedTuple):
     """What the next call needs of the last: ẑ, what its step added to Euler's, the Δ it saw and the trust in it.
 
-    `trust` is, before that call, what it is to be multiplied by: 0 in rows that the host has changed at a boundary.
+    `trust` is, before that call, what it is to be multiplied by: 0 in rows that the host has changed since. `genuine`
+    is 0 in rows whose Δ had such a change in it, None where none had.
     """
 
     denoised: Tensor
     extrapolation: Tensor
     change: Tensor | None = None
     trust: Tensor | None = None
+    genuine: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class InnerState:
         """Return the state of these rows: what a particle has learnt moves with it."""
         last = self.history
         if last is not None:
-            change, trust = (None if value is None else value[rows] for value in (last.change, last.trust))
-            last = History(last.denoised[rows], last.extrapolation[rows], change, trust)
+            optional = (None if value is None else value[rows] for value in last[2:])
+            last = History(last.denoised[rows], last.extrapolation[rows], *optional)
         return InnerState(self.base[rows], self.innovation[rows], last)
 
 
@@ -66,13 +68,14 @@ def correct(step: InnerStep, state: InnerState, denoised: Tensor) -> InnerState:
     if last is None:
         return state
     change = denoised - last.denoised
-    trust = _trust(step, change, last.change)
+    genuine = 1.0 if last.genuine is None else last.genuine
+    trust = _trust(step, change, None if last.change is None else genuine * last.change)
     shift = 0.0 if step.correct is None else step.correct * trust * change - last.extrapolation
     if step.curve and last.change is not None:
-        shift = shift + step.curve * trust * (change - last.change / step.ratio)
+        shift = shift + step.curve * trust * genuine * (change - last.change / step.ratio)
     if last.trust is not None:
         trust, shift = last.trust * trust, last.trust * shift
-    state = replace(state, history=History(denoised, last.extrapolation, change, trust))
+    state = replace(state, history=History(denoised, last.extrapolation, change, trust, last.trust))
     if step.sin:
         return replace(state, innovation=state.innovation + shift)
     return replace(state, base=state.base + shift)
@@ -85,7 +88,9 @@ def advance(step: InnerStep, state: InnerState, denoised: Tensor) -> InnerState:
     if last is not None and last.trust is not None and last.change is not None:
         extrapolation = extrapolation + step.predict * last.trust * last.change
     innovation = step.keep * state.innovation + step.euler * denoised + extrapolation
-    return InnerState(state.base, innovation, History(denoised, extrapolation, last.change if last else None))
+    change, genuine = (last.change, last.genuine) if last else (None, None)
+    denoised = denoised.clone()  # the network may reuse its buffer
+    return InnerState(state.base, innovation, History(denoised, extrapolation, change, genuine=genuine))
 
 
 def leave(plan: Block, state: InnerState) -> tuple[Tensor, InnerState]:
@@ -105,10 +110,10 @@ def moved(step: InnerStep, state: InnerState, delta: Tensor) -> InnerState:
 
     δ(x_t/σ_t) = cos θ · δ/σ_t*,   δe = sin θ · δ/σ_t*
 
-    At λ = 0 it is x_t that is replaced: a row that was moved there has nothing to learn from the transition before.
+    What a row that was moved had learnt belongs to another path: it forgets it.
     """
     history = state.history
-    if history is not None and not step.sin:
+    if history is not None:
         history = history._replace(trust=(_row_mean(delta.abs()) == 0).to(delta.dtype))
     delta = delta / step.level.sigma
     return InnerState(state.base + step.cos * delta, state.innovation + step.sin * delta, history)
@@ -117,9 +122,9 @@ def moved(step: InnerStep, state: InnerState, delta: Tensor) -> InnerState:
 def _trust(step: InnerStep, change: Tensor, before: Tensor | None) -> Tensor:
     """Return how far each row's Δ may be extrapolated, in [0, 1], shape (N, 1, …).
 
-    A posterior mean is a martingale in the precision: its mean squared change is what its variance loses, at most the
-    budget. And a smooth path keeps its direction. Strong guidance breaks both where the steps are too long for it, and
-    there the step falls back to Euler's. Both are 1 in the limit of short steps.
+    Between two precisions the mean of a standard Gaussian moves by less than the variance it gains, the budget's unit;
+    and a smooth path does not turn back. Strong guidance breaks both where the steps are too long for it, and there the
+    step falls back to Euler's. What hardly moves the network's input is trusted anyway, and so every short step is.
     """
     tiny = torch.finfo(change.dtype).tiny
     square = _row_mean(change.square()).clamp(min=tiny)

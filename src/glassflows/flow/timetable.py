@@ -69,7 +69,8 @@ def timetable(
     index, grid_times = np.arange(num_steps + 1), [level.t for level in grid]
     for k, calls in enumerate(np.array_split(index[:-1], num_transitions)):
         start, end = int(calls[0]), int(calls[-1]) + 1
-        rho = correlation_at(correlation, k, num_transitions, grid[start].t, grid[end].t)
+        unused = k == 0 and callable(correlation)  # a rule need not be defined at pure noise
+        rho = "ddpm" if unused else correlation_at(correlation, k, num_transitions, grid[start].t, grid[end].t)
         chosen = transition(grid[start], grid[end], rho) if k else first_transition(grid[0], grid[end])
         previous = blocks[-1] if k else None
         if solver.grid == "time" and (k == 0 or rho == "ddpm"):

@@ -158,8 +158,9 @@ def renewal(fraction: float, schedule: NoiseSchedule = RectifiedFlow()) -> Calla
     cut off at ±1. ρ_DDPM renews 1 − P_t (1 + P_t′) / (P_t′ (1 + P_t)) instead: nearly all at noise, little near data.
 
     Args:
-        fraction: f in [0, 1]; 0 keeps all it can, 1 makes x_t′ uncorrelated with x_t.
-        schedule: The model's noise schedule.
+        fraction: f in [0, 1]; 0 keeps, and 1 renews, as much as |ρ| ≤ 1 allows.
+        schedule: The model's noise schedule; for a pipeline with a discrete table
+            `VariancePreserving(pipe.scheduler.alphas_cumprod)`.
 
     Raises:
         ValueError: if the fraction is not in [0, 1].
