@@ -59,7 +59,7 @@ DIRECTION = torch.linspace(-1, 1, 16, dtype=torch.float64)
 
 
 def noised(problem: Mixture | Scenes, number: int, generator: torch.Generator) -> Tensor:
-    """Return states x_t of true samples, and what their rows are denoised by."""
+    """Return states x_t of true samples."""
     z = problem.truth(number, generator)
     return TIME * z + (1 - TIME) * torch.randn(z.shape, generator=generator, dtype=z.dtype)
 
@@ -123,7 +123,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"t = {TIME}, mean ± s.d. over {args.seeds} seeds; distance × 1000 | correlation of values\n")
     for title in ("16-D mixture", "scenes"):
-        states, samples = (args.scenes, 16) if title == "scenes" else (200, 32)
+        states, samples = (args.scenes, 16) if title == "scenes" else (100, 32)
         if not states:
             continue
         start = time.perf_counter()

@@ -35,7 +35,9 @@ class Mixture:
         if not guidance:
             return self.law
         half = len(self.law.weights) // 2
-        part = GaussianMixture(self.law.means[:half], self.law.weights[:half].softmax(0), self.law.std)
+        part = GaussianMixture(
+            self.law.means[:half], self.law.weights[:half] / self.law.weights[:half].sum(), self.law.std
+        )
         return lambda x, t: self.law(x, t) + guidance * (part(x, t) - self.law(x, t))
 
     def noise(self, number: int, generator: torch.Generator) -> Tensor:

@@ -49,18 +49,16 @@ def chain(num_transitions: int | None, **options: Any) -> Method:
 def euler_maruyama(denoiser: Denoiser, x: Tensor, times: list[float], generator: torch.Generator) -> Tensor:
     """Euler-Maruyama for dx = (u + η s) dt + √(2η) dw, u = (ẑ − x)/(1 − t), s = (t ẑ − x)/(1 − t)², η = (1 − t)/t.
 
-    Its exact transitions are those of ρ_DDPM. η is infinite at t = 0, where the first step is the ODE's; the last adds
-    no noise.
+    Its exact transitions are those of ρ_DDPM. η is infinite at t = 0: the first step and the last are the ODE's.
     """
     for t, t_next in pairwise(times):
         z, step = denoiser(x, t), t_next - t
         drift = (z - x) / (1 - t)
-        if t > 0:
+        if t > 0 and t_next < 1:
             eta = (1 - t) / t
             drift = drift + eta * (t * z - x) / (1 - t) ** 2
-            if t_next < 1:
-                noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-                x = x + (2 * eta * step) ** 0.5 * noise
+            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            x = x + (2 * eta * step) ** 0.5 * noise
         x = x + step * drift
     return x
 
