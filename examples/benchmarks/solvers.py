@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ GUIDANCE = (0.0, 4.0, 7.5)
 FLOW = RectifiedFlow()
 
 
-class Quadrature:
+class Quadrature(ABC):
     """A variable of λ integrated numerically."""
 
     def __init__(self, base_snr: float) -> None:
@@ -38,8 +39,8 @@ class Quadrature:
     def integral(self, start: float, end: float) -> float:
         return quad(lambda lam: self(lam) - self(start), start, end, limit=200)[0]
 
-    def __call__(self, lam: float) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, lam: float) -> float: ...
 
 
 class FlowTime(Quadrature):
