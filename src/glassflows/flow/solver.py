@@ -153,7 +153,7 @@ def lay(
     Args:
         previous: The transition before, where this one may learn from it.
     """
-    psi, curved = solver.variable(chosen.base_snr), solver.corrector and solver.curved
+    psi = solver.variable(chosen.base_snr)
     ends = [*lams[1:], chosen.lam_end]
     steps: list[InnerStep] = []
     for i, (lam, end) in enumerate(zip(lams, ends, strict=True)):
@@ -163,15 +163,10 @@ def lay(
         step = InnerStep(levels[i], math.cos(theta), math.sin(theta), keep, euler)
         if solver.order == 2 and i > 0:
             span = psi(lam) - psi(lams[i - 1])
-            weight = psi.integral(lams[i - 1], lam) / span
             step = replace(
                 step,
-                harmless=(solver.reach / (step.sin * weight)) ** 2,
                 predict=(-psi(lam) * solver.last_step if to_data else psi.integral(lam, end)) / span,
-                correct=weight if solver.corrector else None,
-                budget=_budget(levels[i - 1], levels[i], solver),
-                ratio=(psi(lams[i - 1]) - psi(lams[i - 2])) / span if i > 1 else 0.0,
-                curve=_curve(psi, lams[: i + 1]) if i > 1 and curved else 0.0,
+                **_learning(psi, lams[: i + 1], step.sin, levels[i - 1], levels[i], solver),
             )
         elif solver.order == 2 and lam == 0:
             step = replace(step, **_boundary(chosen, lams, previous, solver))
@@ -195,20 +190,34 @@ def _boundary(chosen: Transition, lams: Sequence[float], previous: Block | None,
     last, end = previous.lams[-2:]
     if last > end * (1 - 1e-6):  # a cut transition may have made its last call at its end, or beyond
         return {}
-    span = psi(end) - psi(last)
-    weight, scale = psi.integral(last, end) / span, before.sigma / chosen.t.sigma
-    weights = {
-        "harmless": (solver.reach / (math.sin(before.angle(end)) * weight)) ** 2,
-        "correct": scale * weight if solver.corrector else None,
-        "budget": _budget(previous.steps[-1].level, chosen.t, solver),
-        "ratio": (psi(last) - psi(previous.lams[-3])) / span,
-        "curve": scale * _curve(psi, previous.lams) if solver.corrector and solver.curved else 0.0,
-    }
+    scale, sin = before.sigma / chosen.t.sigma, math.sin(before.angle(end))
+    weights = _learning(psi, previous.lams, sin, previous.steps[-1].level, chosen.t, solver, scale)
     if solver.boundary == "reuse" and len(lams) == 2:  # ẑ linear in the noise angle φ = atan2(σ, α); Simpson's rule
         now, middle, then = (math.atan2(1, math.sqrt(chosen.snr(lam))) for lam in (0.0, lams[1] / 2, lams[1]))
         past = math.atan2(previous.steps[-1].level.sigma, previous.steps[-1].level.alpha)
         weights["predict"] = lams[1] / 6 * (4 * (middle - now) + then - now) / (now - past)
     return weights
+
+
+def _learning(
+    psi: Variable,
+    lams: Sequence[float],
+    sin: float,
+    start: NoiseLevel,
+    end: NoiseLevel,
+    solver: Solver,
+    scale: float = 1.0,
+) -> dict[str, Any]:
+    """Return the weights by which a call learns of the step that led to it, to the last of `lams`."""
+    span = psi(lams[-1]) - psi(lams[-2])
+    weight, third = psi.integral(lams[-2], lams[-1]) / span, len(lams) > 2
+    return {
+        "harmless": (solver.reach / (sin * weight)) ** 2,
+        "correct": scale * weight if solver.corrector else None,
+        "budget": _budget(start, end, solver),
+        "ratio": (psi(lams[-2]) - psi(lams[-3])) / span if third else 0.0,
+        "curve": scale * _curve(psi, lams) if third and solver.corrector and solver.curved else 0.0,
+    }
 
 
 def _curve(psi: Variable, lams: Sequence[float]) -> float:
