@@ -77,20 +77,6 @@ def test_native_keys_survive_both_ways(name):
     assert {key: back.config[key] for key in own} == own
 
 
-@pytest.mark.parametrize("name", NATIVES)
-def test_grid_is_the_native_one(name):
-    native = copy.deepcopy(NATIVES[name])
-    native.set_timesteps(9)
-    glass = GLASSScheduler.from_scheduler(native)
-    glass.set_timesteps(9)
-    assert len(glass.timesteps) == 9
-    assert len(glass.sigmas) == 10
-    expected = dict.fromkeys(native.timesteps.tolist())  # PNDM repeats entries
-    assert glass.timesteps.tolist() == list(expected)
-    if hasattr(native, "sigmas"):
-        torch.testing.assert_close(glass.sigmas, native.sigmas.float())
-
-
 def test_saved_config_of_another_class_is_used_by_name(tmp_path):
     NATIVES["ddim"].save_pretrained(tmp_path)
     config = DDIMScheduler.load_config(tmp_path)
@@ -98,7 +84,7 @@ def test_saved_config_of_another_class_is_used_by_name(tmp_path):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="got LCMScheduler, which has no GLASS counterpart: give the pipeline"):
+    with pytest.raises(ValueError, match="got LCMScheduler, which has no GLASS counterpart: its network was distilled"):
         GLASSScheduler.from_scheduler(LCMScheduler())
     with pytest.raises(ValueError, match="from_scheduler"):
         GLASSScheduler.from_config({"num_train_timesteps": 1000})
@@ -112,8 +98,6 @@ def test_refusals():
         GLASSScheduler(correlation=2.0)
     with pytest.raises(ValueError, match="prediction_type: expected one of .* got 'flow_prediction'"):
         GLASSScheduler.from_scheduler(DPMSolverMultistepScheduler(prediction_type="flow_prediction"))
-    with pytest.raises(ValueError, match="timestep_type"):
-        GLASSScheduler.from_scheduler(EulerDiscreteScheduler(timestep_type="continuous"))
     with pytest.raises(ValueError, match="DDIMScheduler takes no sigmas"):
         GLASSScheduler.from_scheduler(NATIVES["ddim"]).set_timesteps(sigmas=[1.0, 0.5])
     with pytest.raises(ValueError, match="call set_timesteps first"):

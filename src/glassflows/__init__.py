@@ -5,13 +5,17 @@ from diffusers import SchedulerMixin  # the pipeline loader looks for the base c
 from .flow.noise import RectifiedFlow, VarianceExploding, VariancePreserving
 from .flow.sample import sample, sample_posterior, sample_transition, value
 from .flow.transition import renewal
+from .flow_match import GLASSFlowMatchScheduler
 from .scheduler import GLASSScheduler
 from .steering import FeynmanKacSteerer, SteeringResult
 
-GLASSScheduler.__module__ = "glassflows"  # so that model_index.json reads ["glassflows", "GLASSScheduler"]
+GLASSScheduler.__module__ = GLASSFlowMatchScheduler.__module__ = (
+    "glassflows"  # so that model_index.json reads ["glassflows", "GLASSScheduler"]
+)
 
 __all__ = [
     "FeynmanKacSteerer",
+    "GLASSFlowMatchScheduler",
     "GLASSScheduler",
     "RectifiedFlow",
     "SchedulerMixin",

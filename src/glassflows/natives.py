@@ -9,6 +9,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import diffusers
@@ -17,12 +18,59 @@ import torch
 from torch import Tensor
 
 from .flow.denoise import Prediction, denoised
-from .flow.noise import NoiseLevel, NoiseSchedule, RectifiedFlow, VariancePreserving
+from .flow.noise import NoiseLevel, NoiseSchedule, RectifiedFlow, Trigonometric, VarianceExploding, VariancePreserving
 
-TABLE = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")  # step over entries of alphas_cumprod
-SIGMAS = ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler")  # step over σ/α of a table, or over flow sigmas
-FLOW = ("FlowMatchEulerDiscreteScheduler",)  # step over σ of the straight path
-SUPPORTED = FLOW + TABLE + SIGMAS
+HEUN = ("FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler")  # their lists name each call but the first twice
+FLOW = ("FlowMatchEulerDiscreteScheduler", "HeliosScheduler", HEUN[0])  # step over σ of the straight path
+CLIPPED = (  # honour `clip_sample`
+    "DDIMScheduler",
+    "DDIMParallelScheduler",
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "UnCLIPScheduler",
+)
+TABLE = (*CLIPPED, "PNDMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")  # step over alphas_cumprod
+EDM = ("EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler")  # step over σ, data of a given scale
+EXPLODING = (  # step over x = z + σ ε
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    HEUN[1],
+    *EDM,
+)
+SIGMAS = (  # step over σ/α of a table, or over flow sigmas
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "SASolverScheduler",
+)
+SUPPORTED = (*FLOW, *TABLE, *EXPLODING, *SIGMAS)
+
+_SIBLING = "give the pipeline {0}.from_config(pipe.scheduler.config) first"
+_REASONS = {
+    "its network was distilled to jump to data, so it gives no denoised mean to sample from": (
+        "CMStochasticIterativeScheduler", "ConsistencyDecoderScheduler", "FlowMapEulerDiscreteScheduler",
+        "FlowMatchLCMScheduler", "HeliosDMDScheduler", "LCMScheduler", "PiflowScheduler", "SCMScheduler",
+        "TCDScheduler",
+    ),
+    "it makes two network calls per step; " + _SIBLING.format("EulerDiscreteScheduler"): (
+        "DPMSolverSDEScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    ),
+    "it is another sampler of the same models; " + _SIBLING.format("FlowMatchEulerDiscreteScheduler"): (
+        "LTXEulerAncestralRFScheduler",
+    ),
+    "its pipelines step it twice per timestep (Cosmos 1); with a model of the SDXL kind, "
+    + _SIBLING.format("EDMDPMSolverMultistepScheduler"): ("EDMEulerScheduler",),
+    "its times are ratios on a path of their own (Würstchen, Stable Cascade)": ("DDPMWuerstchenScheduler",),
+    "it runs from data to noise": ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"),
+    "it samples discrete tokens": (
+        "AmusedScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler",
+        "VQDiffusionScheduler",
+    ),
+}  # fmt: skip
+_COSMOS2 = ("sigma_data", "sigma_max", "sigma_min", "final_sigmas_type")  # which its pipelines add to the config
+REFUSED = {name: reason for reason, names in _REASONS.items() for name in names}
 
 
 @dataclass(frozen=True)
@@ -33,11 +81,13 @@ class NativeGrid:
         levels: N + 1 noise levels, noise first; the last is where the native sampler ends.
         timesteps: What the network is told at each call, shape (N,), on the device asked for.
         sigmas: The host's noise levels, shape (N + 1,), float32.
+        end_scale: What the native sampler's last sample is of x at the last level.
     """
 
     levels: tuple[NoiseLevel, ...]
     timesteps: Tensor
     sigmas: Tensor
+    end_scale: float = 1.0
 
 
 def class_name(config: Mapping[str, Any]) -> str:
@@ -49,79 +99,112 @@ def class_name(config: Mapping[str, Any]) -> str:
     name = config.get("_class_name")
     if name is None:
         keys = {key for key in config if not key.startswith("_")}
-        name = next((known for known in SUPPORTED if parameters(known) == keys), None)
+        name = next((known for known in (*SUPPORTED, *REFUSED) if parameters(known) == keys), None)
     if name is None:
         raise ValueError(
-            "config: it has no '_class_name' and its keys are those of no supported scheduler: "
+            "config: it has no '_class_name' and its keys are those of no known scheduler: "
             "use GLASSScheduler.from_scheduler(pipe.scheduler), which reads the class off the object"
         )
     return check_class(name)
 
 
 def check_class(name: str) -> str:
-    """Return the name of a supported native class; raise ValueError for any other."""
-    if name not in SUPPORTED:
-        raise ValueError(
-            f"scheduler: expected one of {', '.join(SUPPORTED)}, got {name}, which has no GLASS counterpart: "
-            "give the pipeline one of these schedulers first, e.g. DDIMScheduler.from_config(pipe.scheduler.config)"
-        )
-    return name
+    """Return the name of a supported native class; raise ValueError with the reason for any other."""
+    if name in SUPPORTED:
+        return name
+    reason = REFUSED.get(name, f"expected one of {', '.join(SUPPORTED)}")
+    raise ValueError(f"scheduler: got {name}, which has no GLASS counterpart: {reason}")
 
 
 def build(config: Mapping[str, Any]) -> Any:
     """Return a native scheduler built from its own config, which must name its class."""
     name = class_name(config)
     known = parameters(name)
-    return getattr(diffusers, name)(**{key: value for key, value in config.items() if key in known})
+    scheduler = getattr(diffusers, name)(**{key: value for key, value in config.items() if key in known})
+    if name in FLOW and "sigma_data" in config:
+        scheduler.register_to_config(**{key: config[key] for key in _COSMOS2 if key in config})
+    return scheduler
 
 
 def parameters(name: str) -> set[str]:
-    """Return the config keys of a native class."""
-    return set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self"}
+    """Return the config keys of a native class; none where the installed diffusers lacks the class."""
+    native = getattr(diffusers, name, None)
+    return set(inspect.signature(native.__init__).parameters) - {"self"} if native else set()
 
 
 class Native:
     """A native scheduler, read as grid, noise schedule and prediction type.
 
+    Hosts of σ-stepping natives hand their networks `x / √(σ² + σ_data²)`. These inputs, variance-preserving and of data
+    scaled to variance one, are the latents here, hence no scaling of inputs or of the initial noise.
+
     Args:
         scheduler: The native object; it is used, not copied.
+        noise_scale: Standard deviation of the noise, where it is a flow.
 
     Raises:
-        ValueError: if its class or its prediction type is not supported.
+        ValueError: if its class, its prediction type or another setting is not supported.
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, noise_scale: float = 1.0) -> None:
         self.scheduler = scheduler
         self.name = check_class(type(scheduler).__name__)
         known = parameters(self.name)  # other keys are what an earlier class left behind
         config = self.config = {key: value for key, value in scheduler.config.items() if key in known}
         self.num_train_timesteps: int = config["num_train_timesteps"]
-        self.is_flow = self.name in FLOW or bool(config.get("use_flow_sigmas"))
+        self.is_exploding_flow = self.name in FLOW and "sigma_data" in scheduler.config  # Cosmos 2: x = z + σ ε
+        self.is_flow = (self.name in FLOW or bool(config.get("use_flow_sigmas"))) and not self.is_exploding_flow
         self.inverted = bool(config.get("invert_sigmas"))
-        if config.get("timestep_type") == "continuous":
-            raise ValueError(
-                "timestep_type: expected 'discrete', got 'continuous' (a network told log σ / 4): not supported"
-            )
-        self.prediction: Prediction = self._prediction(config)
-        self.schedule: NoiseSchedule = (
-            RectifiedFlow() if self.is_flow else VariancePreserving(scheduler.alphas_cumprod.double().tolist())
-        )
+        self.continuous = self.name in EDM or config.get("timestep_type") == "continuous"
+        self.data_scale: float = config["sigma_data"] if self.name in EDM else 1.0
+        if config.get("stages", 1) > 1:
+            raise ValueError(f"stages: expected 1, got {config['stages']}: a pyramid changes its resolution as it goes")
+        if noise_scale != 1 and not self.is_flow:
+            raise ValueError(f"noise_scale: expected 1 for {self.name}, which is no flow, got {noise_scale}")
+        self.prediction: Prediction = self._prediction()
+        self.schedule: NoiseSchedule = RectifiedFlow(noise_scale) if self.is_flow else self._schedule()
 
-    def _prediction(self, config: Any) -> Prediction:
+    def _schedule(self) -> NoiseSchedule:
+        if self.is_exploding_flow:
+            return VarianceExploding(*(self.scheduler.config[key] for key in ("sigma_max", "sigma_data")))
+        if self.continuous:
+            return Trigonometric()
+        return VariancePreserving(self.scheduler.alphas_cumprod.double().tolist())
+
+    def _prediction(self) -> Prediction:
+        if self.is_exploding_flow:
+            return "epsilon"  # a velocity dx/dσ
         if self.name in FLOW:
             return "velocity"
-        kind = config["prediction_type"]
-        expected = ("flow_prediction",) if self.is_flow else ("epsilon", "v_prediction", "sample")
+        kind = self.config["prediction_type"]
+        if self.is_flow:
+            expected = ("flow_prediction",)
+        elif self.name in EDM:
+            expected = ("epsilon", "v_prediction")
+        else:
+            expected = ("epsilon", "v_prediction", "sample")
         if kind not in expected:
             raise ValueError(f"prediction_type: expected one of {expected} for {self.name}, got {kind!r}")
+        if self.name in EDM:  # F is ∓ the v of the scaled data
+            return "v_prediction"
         return "velocity" if self.is_flow else cast(Prediction, kind)
 
     def grid(self, num_inference_steps: int | None, device: Any, **given: Any) -> NativeGrid:
         """Let the native scheduler lay its grid, with whatever the host gave it (`sigmas`, `mu`, `timesteps`).
 
+        Of the lists of PNDM and Heun the entries that they repeat are dropped: one network call for each. A `mu` that
+        no dynamic shifting asks for is ignored.
+
         Raises:
-            ValueError: if the native scheduler does not take what the host gave, or its sigmas are no flow times.
+            ValueError: if the native scheduler does not take what the host gave, or its noise does not decrease.
         """
+        if not self.config.get("use_dynamic_shifting"):
+            given["mu"] = None  # FLUX's pipeline, among others, always sends one
+        elif given.get("mu") is None:
+            raise ValueError(
+                "set_timesteps: expected mu, which use_dynamic_shifting needs, got none: a pipeline that sends it to a "
+                "FlowMatchEulerDiscreteScheduler only (Bria, EasyAnimate) needs GLASSFlowMatchScheduler"
+            )
         given = {key: value for key, value in given.items() if value is not None}
         accepted = inspect.signature(self.scheduler.set_timesteps).parameters
         refused = [key for key in given if key not in accepted]
@@ -130,15 +213,30 @@ class Native:
         if num_inference_steps is not None:
             given["num_inference_steps"] = num_inference_steps
         self.scheduler.set_timesteps(device=device, **given)
-        timesteps = self.scheduler.timesteps
-        if self.name in TABLE:
-            return self._table_grid(timesteps)
-        sigmas = self.scheduler.sigmas.detach().cpu().double().tolist()
-        levels = tuple(self._flow_level(s) if self.is_flow else self._level(s) for s in sigmas)
-        return NativeGrid(levels, timesteps.clone(), self.scheduler.sigmas.detach().float().cpu().clone())
+        grid = self._table_grid() if self.name in TABLE else self._sigma_grid()
+        *times, end = [level.t for level in grid.levels]
+        if any(then <= now for now, then in pairwise(times)) or end < times[-1] or times[-1] >= 1:
+            shown = ", ".join(f"{sigma:.4g}" for sigma in grid.sigmas[:8].tolist())
+            raise ValueError(
+                f"set_timesteps: expected noise that decreases from call to call and is there at each of them, got "
+                f"sigmas {shown} …: mend the sigmas or timesteps given, or take fewer steps"
+            )
+        return grid
 
-    def _table_grid(self, timesteps: Tensor) -> NativeGrid:
-        if self.name == "PNDMScheduler":  # its list repeats entries for its multistep start
+    def _sigma_grid(self) -> NativeGrid:
+        host, timesteps = self.scheduler.sigmas.detach().float().cpu(), self.scheduler.timesteps
+        if self.name in HEUN:
+            host, timesteps = torch.cat([host[:1], host[1::2]]), torch.cat([timesteps[:1], timesteps[1::2]])
+        levels = [self._level(sigma) for sigma in host.double().tolist()]
+        cosmos2 = self.is_exploding_flow and self.scheduler.config.get("final_sigmas_type") == "sigma_min"
+        if cosmos2 or math.isclose(levels[-1].t, levels[-2].t, abs_tol=1e-6):  # "sigma_min", up to rounding
+            levels[-1] = levels[-2]
+        end_scale = self.data_scale / levels[-1].alpha if self.name in EXPLODING else 1.0
+        return NativeGrid(tuple(levels), timesteps.clone(), host.clone(), end_scale)
+
+    def _table_grid(self) -> NativeGrid:
+        timesteps = self.scheduler.timesteps
+        if self.name == "PNDMScheduler":
             ladder = self.scheduler._timesteps[::-1].copy()
             timesteps = torch.from_numpy(ladder).to(timesteps.device, torch.int64)
         end = getattr(self.scheduler, "final_alpha_cumprod", None)  # DDPM ends at clean data
@@ -146,24 +244,41 @@ class Native:
         levels.append(self.level_at(-1 if end is None or end == 1 else 0))
         return NativeGrid(tuple(levels), timesteps.clone(), self.sigmas(levels))
 
-    def _flow_level(self, sigma: float) -> NoiseLevel:
-        if not 0 <= sigma <= 1:
-            raise ValueError(f"sigmas: expected flow times in [0, 1], got {sigma:.6g} (a variance-exploding model?)")
-        return self.schedule.level(sigma if self.inverted else 1 - sigma)
-
-    def _level(self, ratio: float) -> NoiseLevel:
-        """Noise level of σ/α = `ratio`."""
+    def _level(self, sigma: float) -> NoiseLevel:
+        """Return the level of one of the native scheduler's sigmas."""
+        if self.is_flow:
+            if not 0 <= sigma <= 1:
+                raise ValueError(
+                    f"sigmas: expected flow times in [0, 1], got {sigma:.6g}: a pipeline that asks for "
+                    "FlowMatchEulerDiscreteScheduler by isinstance (Bria) needs GLASSFlowMatchScheduler"
+                )
+            return self.schedule.level(sigma if self.inverted else 1 - sigma)
+        if self.is_exploding_flow:
+            return NoiseLevel(self.schedule.time(sigma**-2 if sigma else math.inf), 1.0, sigma)
+        ratio = sigma / self.data_scale
         norm = math.hypot(1.0, ratio)
         return NoiseLevel(self.schedule.time(ratio**-2 if ratio else math.inf), 1 / norm, ratio / norm)
 
     def level_at(self, timestep: float) -> NoiseLevel:
         """Return the noise level of a host timestep; −1 on a table is clean data."""
-        if self.is_flow:
-            return self._flow_level(timestep / self.num_train_timesteps)
-        return self.schedule.level(1 - (timestep + 1) / self.num_train_timesteps)
+        if self.is_flow or self.is_exploding_flow:
+            return self._level(timestep / self.num_train_timesteps)
+        if self.name == "CosineDPMSolverMultistepScheduler":
+            return self._level(math.tan(math.pi / 2 * timestep))
+        if self.continuous:
+            return self._level(math.exp(4 * timestep))
+        return self.schedule.level(max(0.0, 1 - (timestep + 1) / self.num_train_timesteps))
 
     def labels(self, levels: Sequence[NoiseLevel], grid: NativeGrid) -> Tensor:
-        """Return the host timesteps of noise levels between those of the grid, float32, by interpolation."""
+        """Return the host timesteps of noise levels between those of the grid, float32.
+
+        By interpolation: also a host whose timesteps are no function of its sigmas (CogView 4) has those of the grid.
+        """
+        if self.continuous:
+            sigmas = self.sigmas(levels)
+            cosine = self.name == "CosineDPMSolverMultistepScheduler"
+            values = sigmas.atan() / math.pi * 2 if cosine else 0.25 * sigmas.log()
+            return values.to(grid.timesteps.device)
         end = self.num_train_timesteps * (1 - grid.levels[-1].t) if self.is_flow else 0.0
         known = [*grid.timesteps.cpu().double().tolist(), self.num_train_timesteps - end if self.inverted else end]
         values = np.interp([level.t for level in levels], [level.t for level in grid.levels], known)
@@ -172,19 +287,30 @@ class Native:
     def sigmas(self, levels: Sequence[NoiseLevel]) -> Tensor:
         """Return noise levels in the host's convention, float32, shape (len(levels),)."""
         if self.is_flow:
-            values = [level.t if self.inverted else level.sigma for level in levels]
+            values = [level.t if self.inverted else 1 - level.t for level in levels]
         else:
-            values = [level.sigma / level.alpha if level.alpha else math.inf for level in levels]
+            values = [self.data_scale / level.root_snr if level.alpha else math.inf for level in levels]
         return torch.tensor(values, dtype=torch.float32)
+
+    def noised(self, samples: Tensor, noise: Tensor, levels: Sequence[NoiseLevel]) -> Tensor:
+        """Return the latents of clean samples at one noise level, or at one for each row."""
+        alpha, sigma = (
+            torch.tensor([getattr(level, name) for level in levels], dtype=torch.float32).to(samples)
+            for name in ("alpha", "sigma")
+        )
+        shape = (-1, *[1] * (samples.ndim - 1))
+        return alpha.view(shape) / self.data_scale * samples + sigma.view(shape) * noise
 
     def denoised(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
         """Return ẑ for a network output, clipped or thresholded exactly as the native scheduler's config asks."""
         if output.ndim > 1 and output.shape[1] == 2 * x_t.shape[1]:  # the other half is a learned variance
             output = output.chunk(2, dim=1)[0]
-        z = denoised(-output if self.inverted else output, x_t, level, self.prediction)
-        if self.config.get("thresholding"):
+        flipped = self.inverted or (self.name in EDM and self.config["prediction_type"] == "epsilon")
+        path = NoiseLevel(level.t, level.t, 1 - level.t) if self.is_flow else level  # a velocity is dx/dt, scale or no
+        z = denoised(-output if flipped else output, x_t, path, self.prediction)
+        if self.config.get("thresholding") and hasattr(self.scheduler, "_threshold_sample"):
             return self.scheduler._threshold_sample(z)
-        if self.config.get("clip_sample"):
-            limit = self.config.get("clip_sample_range", 1.0)
+        if self.config.get("clip_sample") and self.name in CLIPPED:
+            limit = self.config["clip_sample_range"]
             return z.clamp(-limit, limit)
         return z

@@ -11,6 +11,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .flow.noise import NoiseLevel
+
 Generators = torch.Generator | list[torch.Generator]
 
 
@@ -31,15 +33,30 @@ class NoiseSource:
         """Forget the rows of the last run; copies are numbered anew, so that a repeated run repeats them."""
         self._rows, self._num_copies = [], 0
 
-    def begin(self, sample: Tensor, generator: Generators | None) -> None:
-        """Seed the rows of a run by their initial latents, if no other source is given."""
-        if generator is None and self.generator is None:
-            self._rows = [torch.Generator().manual_seed(seed) for seed in row_seeds(sample, self._stream)]
+    def begin(self, sample: Tensor, generator: Generators | None, level: NoiseLevel) -> None:
+        """Seed the rows of a run by their initial latents, at a noise level, if no other source is given.
+
+        Raises:
+            ValueError: if the initial noise is larger than the level says.
+        """
+        if generator is not None or self.generator is not None:
+            return
+        if level.alpha == 0 and sample.float().std() > 1.5 * level.sigma:
+            raise ValueError(
+                f"step: expected initial noise of standard deviation {level.sigma:g}, got {sample.float().std():.3g}: "
+                "pass noise_scale=pipe.config.noise_scale (PRX-Pixel)"
+            )
+        self._rows = [torch.Generator().manual_seed(seed) for seed in row_seeds(sample, self._stream)]
 
     def draw(self, like: Tensor, generator: Generators | None) -> Tensor:
         """Return standard normal noise, float32, shape and device of `like`."""
         source = generator if generator is not None else self.generator
         if source is not None:
+            if isinstance(source, list) and len(source) != len(like):
+                raise ValueError(
+                    f"generator: expected one or a list of one per row, {len(like)}, got a list of {len(source)}: "
+                    "pass a single generator"
+                )
             return randn_tensor(like.shape, generator=source, device=like.device, dtype=torch.float32)
         return torch.stack([torch.randn(like.shape[1:], generator=row) for row in self._rows]).to(like.device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,15 +15,15 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from . import natives
-from .flow.noise import NoiseLevel
-from .flow.solver import Block, InnerGrid, Solver
+from .flow.solver import InnerGrid, Solver
 from .flow.state import InnerState, advance, correct, leave, moved, network_input, start
-from .flow.timetable import cut, timetable
-from .flow.transition import Correlations, check_correlations, check_num_transitions
-from .natives import Native, NativeGrid
+from .flow.transition import Correlations, check_correlations
+from .natives import Native
+from .plan import Call, FirstTransition, Plan, Transitions
 from .randomness import Generators, NoiseSource
 
-_OWN = ("num_transitions", "correlation", "solver_order", "corrector", "inner_grid")
+_OWN = ("num_transitions", "correlation", "solver_order", "corrector", "inner_grid", "first_transition", "noise_scale")
+_CLASSES = ("GLASSScheduler", "GLASSFlowMatchScheduler")
 
 TransitionHook = Callable[[int, Tensor, Tensor], Tensor | None]
 
@@ -70,6 +71,9 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         solver_order: 1 for Euler, 2 for the two-step predictor.
         corrector: Whether order 2 corrects each step once its end has been evaluated, at no further call.
         inner_grid: "time" (calls on the native grid) or "condot" (the paper's uniform s).
+        first_transition: "ode" starts from the initial latents as they are, the ODE; "posterior" draws noise there too,
+            so that one transition draws from p(z | initial latents), of which a noised image (img2img) has many.
+        noise_scale: Standard deviation of the initial noise; 1 but for PRX-Pixel, whose `pipe.config` names it.
 
     Raises:
         ValueError: if an option is none of the above, or the native scheduler has no GLASS counterpart.
@@ -92,10 +96,15 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         solver_order: int = 2,
         corrector: bool = True,
         inner_grid: InnerGrid = "time",
+        first_transition: FirstTransition = "ode",
+        noise_scale: float = 1.0,
     ) -> None:
-        self._num_transitions = check_num_transitions(num_transitions)
-        self._correlation: Correlations = check_correlations(correlation)
-        self._solver = Solver(solver_order, corrector, inner_grid)
+        self._transitions = Transitions(
+            num_transitions,
+            check_correlations(correlation),
+            first_transition,
+            Solver(solver_order, corrector, inner_grid),
+        )
         self._options = {key: self.config[key] for key in _OWN}  # as given
         self._wrap(natives.build(native or {"_class_name": "FlowMatchEulerDiscreteScheduler"}))
 
@@ -103,7 +112,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(self._native.num_train_timesteps - 1, -1, -1)
         self.sigmas = torch.empty(0)
-        self._levels: list[NoiseLevel] = []
+        self._plan: Plan | None = None
         self._noise = NoiseSource()
         self._reset()
 
@@ -111,12 +120,12 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
     def _wrap(self, scheduler: Any) -> None:
         """Read this native scheduler from now on, its config visible beside our own as hosts expect it."""
-        self._native = Native(scheduler)
+        self._native = Native(scheduler, self._options["noise_scale"])
         keys = {k: v for k, v in scheduler.config.items() if not k.startswith("_") and k not in ("native", "glass")}
         native = {"_class_name": self._native.name, **keys}
         own = {key: repr(value) if callable(value) else value for key, value in self._options.items()}  # JSON
         # native keys win where the names meet (solver_order of DPM++), so that they survive the way back
-        self.register_to_config(**{**own, **keys}, native=native, glass=own, _class_name="GLASSScheduler")
+        self.register_to_config(**{**own, **keys}, native=native, glass=own, _class_name=type(self).__name__)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:  # type: ignore[override]
@@ -136,7 +145,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
                 f"config: expected a scheduler's config, got {type(config).__name__}: pass pipe.scheduler.config, "
                 "or use GLASSScheduler.from_pretrained for a path"
             )
-        if config.get("_class_name") == cls.__name__:
+        if config.get("_class_name") in _CLASSES:
             native, own = dict(config["native"]), dict(config["glass"])
         else:
             native, own = {**config, "_class_name": natives.class_name(config)}, {}
@@ -158,7 +167,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             scheduler: `pipe.scheduler`, native or a GLASSScheduler.
             options: Options of `GLASSScheduler` (which win over those of a GLASSScheduler).
         """
-        is_glass = isinstance(scheduler, cls)
+        is_glass = isinstance(scheduler, GLASSScheduler)
         native = scheduler._native.scheduler if is_glass else scheduler
         own = scheduler._options if is_glass else {}
         new = cls({**native.config, "_class_name": type(native).__name__}, **(own | options))
@@ -172,9 +181,11 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         self._noise.generator = generator
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GLASSScheduler:
-        """Copy the scheduler; the copy draws an independent stream of noise and has no hook."""
+        """Copy the scheduler; the copy draws an independent stream of noise, and has the hook that the hook names."""
         new = object.__new__(type(self))
         new.__dict__ = copy.deepcopy({**self.__dict__, "on_transition": None}, memo)
+        follow = getattr(self.on_transition, "follow", None)
+        new.on_transition = follow() if follow else None
         return new
 
     # ---- the grid ----------------------------------------------------------------------------------------------------
@@ -199,32 +210,11 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: if the native scheduler does not take these arguments.
         """
-        grid = self._native.grid(num_inference_steps, device, sigmas=sigmas, mu=mu, timesteps=timesteps)
+        given = {"sigmas": sigmas, "mu": mu, "timesteps": timesteps}
+        self._plan = Plan(self._native, self._transitions, num_inference_steps, device, **given)
         self._reset()
-        self._grid = grid
-        self._plan = self._timetable(grid.levels)
-        self._levels = [step.level for block in self._plan for step in block.steps]
-        self.num_inference_steps = len(grid.timesteps)
-        self.timesteps, self.sigmas = self._host_view(grid)
-
-    def _timetable(self, levels: Sequence[NoiseLevel]) -> list[Block]:
-        return timetable(
-            levels,
-            self._num_transitions,
-            schedule=self._native.schedule,
-            correlation=self._correlation,
-            solver=self._solver,
-        )
-
-    @property
-    def _on_native_grid(self) -> bool:
-        return self._correlation == "ddpm" and self._solver.grid == "time"
-
-    def _host_view(self, grid: NativeGrid) -> tuple[Tensor, Tensor]:
-        """Return `timesteps` (N,) and `sigmas` (N + 1,) of the network calls as the host names them."""
-        if self._on_native_grid:
-            return grid.timesteps, grid.sigmas
-        return self._native.labels(self._levels, grid), self._native.sigmas([*self._levels, grid.levels[-1]])
+        self.timesteps, self.sigmas = self._plan.timesteps, self._plan.sigmas
+        self.num_inference_steps = len(self.timesteps)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Say where in `timesteps` the run begins (img2img)."""
@@ -240,6 +230,10 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         """Index in `timesteps` of the next network call; None before the first step of a run."""
         return None if self._progress is None else self._progress.next_call
 
+    @property
+    def model_outputs(self) -> Any:  # ChronoEdit would write into it
+        raise NotImplementedError("ChronoEdit's temporal reasoning drops frames within a run, which is not supported")
+
     def __len__(self) -> int:
         return self._native.num_train_timesteps
 
@@ -247,33 +241,19 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
     def _reset(self) -> None:
         self._begin_index: int | None = None
-        self._calls: list[tuple[int, Block, int]] = []
+        self._calls: list[Call] = []
         self._progress: _Progress | None = None
         self._noise.reset()
 
     def _start(self, timestep: Any, sample: Tensor, generator: Generators | None) -> _Progress:
-        """Begin a run: find its first call, cut the timetable to what remains, seed the noise."""
-        if self.num_inference_steps is None:
+        """Begin a run: find its first call, lay the transitions over what remains, seed the noise."""
+        if self._plan is None:
             raise ValueError("step: no timetable yet: call set_timesteps first")
-        begin = self._find(timestep) if self._begin_index is None else self._begin_index
-        blocks = self._remaining(begin)
-        offset = len(self._grid.timesteps) - sum(len(block.steps) for block in blocks)
-        flat = [(k, block, i) for k, block in enumerate(blocks) for i in range(len(block.steps))]
-        self._calls = [flat[0]] * offset + flat  # so that calls and timesteps share their index
-        self._noise.begin(sample, generator)
-        return _Progress(begin, start(sample.float(), blocks[0]), None)
-
-    def _find(self, timestep: Any) -> int:
-        found = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps)).nonzero()
-        if not len(found):
-            raise ValueError(f"step: timestep {timestep} is not in scheduler.timesteps: set_timesteps was called since")
-        return int(found[0])
-
-    def _remaining(self, begin: int) -> list[Block]:
-        """Return the transitions of a run from call `begin` on: laid anew, or cut where the host holds the times."""
-        if begin > 0 and self._on_native_grid:
-            return self._timetable(self._grid.levels[begin:])
-        return cut(self._plan, begin, self._solver)
+        begin = self._plan.find(float(timestep)) if self._begin_index is None else self._begin_index
+        self._calls = self._plan.calls(begin)
+        _, block, _ = self._calls[begin]
+        self._noise.begin(sample, generator, block.transition.t)
+        return _Progress(begin, start(sample.float(), block), None)
 
     def step(
         self,
@@ -282,6 +262,10 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         generator: Generators | None = None,
         return_dict: bool = True,
+        per_token_timesteps: Tensor | None = None,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        prev_timestep: Any = None,
     ) -> GLASSSchedulerOutput | tuple[Tensor, Tensor]:
         """Take one inner step, and where it ends a transition, the transition.
 
@@ -291,25 +275,39 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             sample: The network's input, shape (N, *event); edits made to it since the last step are carried along.
             generator: Source of the noise, or a list of one per row; see the class for the default.
             return_dict: Return a `GLASSSchedulerOutput`; else the tuple (prev_sample, pred_original_sample).
+            per_token_timesteps: Given by LTX-Condition, which negates its velocity and itself puts back tokens not due.
+            eta, use_clipped_model_output, prev_timestep: Sent by `DDIMPipeline` and unCLIP priors. DDIM's η is
+                `num_transitions` here, steps are along the clipped prediction and to the next timestep.
 
         Raises:
-            ValueError: before `set_timesteps`, and after the last timestep of a run.
+            ValueError: before `set_timesteps`, after the last timestep of a run, where a sample's shape changed, and
+                for an `eta` other than 0.
         """
+        if eta:
+            raise ValueError(f"eta: expected 0, got {eta}: num_transitions sets how stochastic the sampler is")
         progress = self._progress or self._start(timestep, sample, generator)
+        assert self._plan is not None  # _start has seen it
         if progress.next_call == len(self.timesteps):
             raise ValueError("step: the run has ended: call set_timesteps to begin another")
         k, block, i = self._calls[progress.next_call]
         inner_step, x, state = block.steps[i], sample.float(), progress.state
         if progress.returned is not None:
+            if sample.shape != progress.returned.shape:
+                raise ValueError(
+                    f"step: expected the sample returned last, shape {tuple(progress.returned.shape)}, got "
+                    f"{tuple(sample.shape)}: pipelines that drop rows or frames within a run are not supported"
+                )
             state = moved(inner_step, state, x - progress.returned.float())
-        denoised = self._native.denoised(model_output.float(), x, inner_step.level)
+        model_output = model_output.float() if per_token_timesteps is None else -model_output.float()
+        denoised = self._native.denoised(model_output, x, inner_step.level)
         state = correct(inner_step, state, denoised)
 
         if i == 0:
-            ancestors = self.on_transition(k, sample, denoised) if self.on_transition else None
+            scale = self._native.data_scale
+            ancestors = self.on_transition(k, sample, scale * denoised) if self.on_transition else None
             if ancestors is not None:
                 state, denoised = state.select(ancestors), denoised[ancestors]
-            if k > 0:
+            if k > 0 or self._transitions.draw_first:
                 state = replace(state, innovation=self._noise.draw(x, generator))
         state = advance(inner_step, state, denoised)
         if i + 1 < len(block.steps):
@@ -317,34 +315,36 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         else:
             previous, state = leave(block, state)
 
+        next_call = progress.next_call + 1
+        if next_call == len(self.timesteps):
+            previous = self._plan.end_scale * previous
         previous = previous.to(sample.dtype)
-        self._progress = _Progress(progress.next_call + 1, state, previous.clone())
-        denoised = denoised.to(sample.dtype, copy=True)
+        self._progress = _Progress(next_call, state, previous.clone())
+        denoised = (self._native.data_scale * denoised).to(sample.dtype, copy=True)
         return GLASSSchedulerOutput(previous, denoised) if return_dict else (previous, denoised)
 
     # ---- noising, for img2img and inpainting -------------------------------------------------------------------------
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """Return the sample as it is: network inputs need no scaling."""
+        """Return the sample as it is: network inputs need no scaling.
+
+        Raises:
+            ValueError: for a number, which only a pipeline asks for that computes in σ coordinates of its own.
+        """
+        if sample.ndim == 0:
+            raise ValueError(
+                "scale_model_input: expected a sample, got a number: pipelines that scale their sigmas themselves "
+                "(the latent upscaler) are not supported"
+            )
         return sample
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return α_t z + σ_t ε at host timesteps, shape (N,) or scalar; z and ε of shape (N, *event)."""
-        levels = [self._noising_level(timestep) for timestep in torch.as_tensor(timesteps).flatten()]
-        alpha, sigma = (
-            torch.tensor([getattr(level, name) for level in levels], dtype=torch.float32).to(original_samples)
-            for name in ("alpha", "sigma")
-        )
-        shape = (-1, *[1] * (original_samples.ndim - 1))
-        return alpha.view(shape) * original_samples + sigma.view(shape) * noise
+        index = self._begin_index if self.step_index is None else self.step_index
+        level = self._native.level_at if self._plan is None else partial(self._plan.level, index=index)
+        levels = [level(timestep) for timestep in torch.as_tensor(timesteps).flatten().tolist()]
+        return self._native.noised(original_samples, noise, levels)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` in the argument order of flow-matching schedulers."""
         return self.add_noise(sample, noise, timestep)
-
-    def _noising_level(self, timestep: Tensor) -> NoiseLevel:
-        """Noise level the host means: that of the run's next call, else of its first, else of the timestep itself."""
-        if self._begin_index is not None:
-            return self._levels[self._begin_index if self.step_index is None else self.step_index]
-        found = (self.timesteps.cpu() == timestep.cpu()).nonzero() if self._levels else []
-        return self._levels[int(found[0])] if len(found) else self._native.level_at(float(timestep))

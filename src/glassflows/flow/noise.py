@@ -49,13 +49,30 @@ class NoiseSchedule(Protocol):
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """The straight path x_t = t z + (1 − t) ε of rectified flows (FLUX, SD3, Qwen-Image, Wan …)."""
+    """The straight path x_t = t z + (1 − t) c ε of rectified flows (FLUX, SD3, Qwen-Image, Wan …).
+
+    Args:
+        noise_scale: c, standard deviation of the initial noise; 1 but for PRX-Pixel.
+    """
+
+    noise_scale: float = 1.0
 
     def level(self, t: float) -> NoiseLevel:
-        return NoiseLevel(t, t, 1.0 - t)
+        return NoiseLevel(t, t, self.noise_scale * (1.0 - t))
 
     def time(self, snr: float) -> float:
-        return 1.0 / (1.0 + snr**-0.5) if snr else 0.0
+        return 1.0 / (1.0 + snr**-0.5 / self.noise_scale) if snr else 0.0
+
+
+@dataclass(frozen=True)
+class Trigonometric:
+    """The path x_t = sin(πt/2) z + cos(πt/2) ε, for models that are told a continuous noise level (SVD, EDM)."""
+
+    def level(self, t: float) -> NoiseLevel:
+        return NoiseLevel(t, math.sin(math.pi / 2 * t), math.sin(math.pi / 2 * (1 - t)))  # exact at both ends
+
+    def time(self, snr: float) -> float:
+        return math.atan(math.sqrt(snr)) * 2 / math.pi
 
 
 class VariancePreserving:
@@ -85,7 +102,7 @@ class VariancePreserving:
 
     def level(self, t: float) -> NoiseLevel:
         angle = float(np.interp(t, self._times, self._angles))
-        return NoiseLevel(t, math.cos(angle), math.sin(angle))
+        return NoiseLevel(t, math.sin(math.pi / 2 - angle), math.sin(angle))  # exact at both ends
 
     def time(self, snr: float) -> float:
         angle = math.atan2(1.0, math.sqrt(snr))

@@ -54,11 +54,16 @@ def timetable(
     schedule: NoiseSchedule,
     correlation: Correlations,
     solver: Solver,
+    draw_first: bool = False,
 ) -> list[Block]:
     """Split the N network calls of a grid of N + 1 noise levels into transitions, as evenly as possible.
 
     With ρ_DDPM the calls are at the grid itself. For another ρ let g(u) be the grid interpolated by index: the calls
     of a transition lie at equal steps of u from u(t) to u(t*(λ̄)).
+
+    Args:
+        draw_first: Whether the first transition draws noise as the others do, instead of being the ODE from the initial
+            latents.
 
     Raises:
         ValueError: if `num_transitions` is not at least 1, or the correlation is none for some transition.
@@ -69,11 +74,12 @@ def timetable(
     index, grid_times = np.arange(num_steps + 1), [level.t for level in grid]
     for k, calls in enumerate(np.array_split(index[:-1], num_transitions)):
         start, end = int(calls[0]), int(calls[-1]) + 1
-        unused = k == 0 and callable(correlation)  # a rule need not be defined at pure noise
+        drawn = k > 0 or draw_first
+        unused = not drawn and callable(correlation)  # a rule need not be defined at pure noise
         rho = "ddpm" if unused else correlation_at(correlation, k, num_transitions, grid[start].t, grid[end].t)
-        chosen = transition(grid[start], grid[end], rho) if k else first_transition(grid[0], grid[end])
+        chosen = transition(grid[start], grid[end], rho) if drawn else first_transition(grid[0], grid[end])
         previous = blocks[-1] if k else None
-        if solver.grid == "time" and (k == 0 or rho == "ddpm"):
+        if solver.grid == "time" and (not drawn or rho == "ddpm"):
             blocks.append(block_at(chosen, grid[start:end], solver, previous))
             continue
 
@@ -85,17 +91,21 @@ def timetable(
     return blocks
 
 
-def cut(blocks: Sequence[Block], begin: int, solver: Solver) -> list[Block]:
+def cut(blocks: Sequence[Block], begin: int, solver: Solver, draw_first: bool = False) -> list[Block]:
     """Return the timetable from call `begin` on.
 
-    A transition that is cut has no state to start from but its network input, so it becomes a first transition: the ODE
-    through the rest of its calls, to the same end.
+    A transition that is cut has no state to start from but its network input, so it becomes a first transition: through
+    the rest of its calls, to the same end, and the ODE unless `draw_first`.
     """
     blocks = list(blocks)
     while begin >= len(blocks[0].steps):
         begin -= len(blocks.pop(0).steps)
-    levels, end = [step.level for step in blocks[0].steps[begin:]], blocks[0].transition.t_next
-    blocks[0] = block_at(first_transition(levels[0], end), levels, solver)
+    levels, chosen = [step.level for step in blocks[0].steps[begin:]], blocks[0].transition
+    if not draw_first:
+        chosen = first_transition(levels[0], chosen.t_next)
+    elif begin > 0:
+        chosen = transition(levels[0], chosen.t_next, "ddpm")
+    blocks[0] = block_at(chosen, levels, solver)
     if len(blocks) > 1:  # it learns from the transition that was cut
         after = blocks[1]
         blocks[1] = lay(
