@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from PIL.Image import Image
 
 import tiny
 from glassflows import FeynmanKacSteerer, GLASSScheduler
-from glassflows.decode import decoder
+from glassflows.decode import Call, decoder
 from glassflows.smc import filter as smc
 from glassflows.smc.weights import ess, log_mean, normalise
 
@@ -160,7 +160,7 @@ def test_half_precision_pipelines():
     """Latents reach `decode` in the pipeline's own dtype, rewards in float32."""
     pipe, seen = tiny.flux().to(torch.bfloat16), []
     latents = torch.randn(4, 24, 16, generator=tiny.seeded()).bfloat16()
-    own = decoder(pipe, tiny.FLUX_CALL)
+    own = decoder(Call(pipe, tiny.FLUX_CALL))
     steerer = FeynmanKacSteerer(pipe, brightness, 4, decode=lambda z: seen.append(z.dtype) or own(z), num_transitions=3)
     out = steerer("a cat", latents=latents, output_type="np", **call(pipe))
     assert seen == [torch.bfloat16] * 2
@@ -280,9 +280,16 @@ def test_unknown_keywords_reach_the_pipeline():
     assert isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
 
 
-def test_unknown_latents_ask_for_decode():
-    pipe = tiny.sd()
-    pipe.vae = None
-    with pytest.raises(ValueError, match="pass decode="):
+def test_unknown_pipelines_ask_for_decode():
+    class Unknown(DiffusionPipeline):
+        def __init__(self, scheduler):
+            super().__init__()
+            self.register_modules(scheduler=scheduler)
+
+        def __call__(self, prompt, num_images_per_prompt=1, output_type="pil"):
+            raise AssertionError("never reached")
+
+    pipe = Unknown(DDIMScheduler())
+    with pytest.raises(ValueError, match="do not know how Unknown .*pass decode="):
         FeynmanKacSteerer(pipe, brightness)("a cat")
     assert isinstance(pipe.scheduler, DDIMScheduler)

@@ -8,7 +8,16 @@ TOWERS = {
     "flow": ["noise", "denoise", "transition", "solver", "timetable", "state", "sample"],
     "smc": ["weights", "resampling", "potentials", "filter"],
 }
-OUTER = ["natives", "randomness", "scheduler", "decode", "steering"]  # each may import those before it
+OUTER = [
+    "natives",
+    "plan",
+    "randomness",
+    "scheduler",
+    "flow_match",
+    "decode",
+    "pipelines",
+    "steering",
+]  # each may import those before it
 
 
 def imports(path):

@@ -1,9 +1,10 @@
-"""Latents → images, as each pipeline family does at the end of its own call."""
+"""Latents → what a pipeline makes of them, as each family does at the end of its own call."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,56 +15,308 @@ Decode = Callable[[Tensor], Tensor]
 _REMEDY = "pass decode=, a function from latents to images (N, 3, H, W) in [0, 1]"
 
 
-def decoder(pipe: Any, call: Mapping[str, Any]) -> Decode:
-    """Return the function that turns latents, as the scheduler sees them, into images (N, 3, H, W), float32 in [0, 1].
+@dataclass(frozen=True)
+class Call:
+    """A call of a pipeline.
 
     Args:
-        pipe: A pipeline with an `AutoencoderKL` over four-dimensional latents (SD, SDXL, SD3, PixArt …) or over latents
-            packed as FLUX packs them.
-        call: The keyword arguments of the pipeline's call; `height` and `width` are read.
+        pipe: The pipeline.
+        given: The keyword arguments it was called with.
+        settled: The sizes it settled on (`height`, `width`, `num_frames`), filled in while it runs.
+    """
+
+    pipe: Any
+    given: Mapping[str, Any] = field(default_factory=dict)
+    settled: Mapping[str, int] = field(default_factory=dict)
+
+    def asked(self, name: str) -> Any:
+        """Return what was given, else the default; None where the pipeline has neither."""
+        parameter = inspect.signature(type(self.pipe).__call__).parameters.get(name)
+        default = None if parameter is None or parameter.default is parameter.empty else parameter.default
+        return default if self.given.get(name) is None else self.given[name]
+
+    def size(self, name: str) -> int:
+        """Return the height or width in pixels that the pipeline runs at."""
+        asked = self.settled.get(name) or self.asked(name)
+        return asked or self.pipe.default_sample_size * self.pipe.vae_scale_factor
+
+
+Family = Callable[[Call, Tensor], Tensor]
+
+
+def decoder(call: Call) -> Decode:
+    """Return the function that turns latents, as the scheduler sees them, into what the reward sees, float32.
+
+    That is images (N, 3, H, W) or videos (N, frames, 3, H, W) in [0, 1], or waveforms (N, channels, samples).
+
+    Args:
+        call: The call of a pipeline of one of the families below; its sizes are read when latents are decoded.
 
     Raises:
         ValueError: if the pipeline is of no known family.
     """
-    vae: Any = getattr(pipe, "vae", None)
-    processor: Any = getattr(pipe, "image_processor", None)
-    if type(vae).__name__ != "AutoencoderKL" or processor is None:
-        raise ValueError(f"decode: do not know how {type(pipe).__name__} turns latents into images: {_REMEDY}")
-    unpack = _unpacker(pipe, call)
+    family = _family(call.pipe)
+    if family is None:
+        raise ValueError(f"decode: do not know how {type(call.pipe).__name__} turns latents into images: {_REMEDY}")
 
     @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:
-        dtype = vae.dtype
-        upcast = dtype == torch.float16 and vae.config.force_upcast  # SDXL's own overflows in half precision
-        try:
-            if upcast:
-                vae.to(torch.float32)
-            images = vae.decode(_unscale(unpack(latents).to(vae.dtype), vae.config), return_dict=False)[0]
-        finally:
-            if upcast:
-                vae.to(dtype)
-        return processor.postprocess(images, output_type="pt").float()
+        return family(call, latents).float()
 
     return decode
 
 
-def _unpacker(pipe: Any, call: Mapping[str, Any]) -> Decode:
-    unpack = getattr(pipe, "_unpack_latents", None)
-    if unpack is None:
-        return lambda latents: latents
-    names = list(inspect.signature(unpack).parameters)
-    resizes = "max_area" in inspect.signature(type(pipe).__call__).parameters  # Kontext picks a size of its own
-    if resizes or names != ["latents", "height", "width", "vae_scale_factor"]:
-        raise ValueError(f"decode: {type(pipe).__name__} packs or sizes its latents in a way of its own: {_REMEDY}")
-    default = pipe.default_sample_size * pipe.vae_scale_factor
-    height, width = (call.get(name) or default for name in ("height", "width"))
-    return lambda latents: unpack(latents, height, width, pipe.vae_scale_factor)
+def _family(pipe: Any) -> Family | None:
+    """Return the family of a pipeline: that of its class, else of the diffusers package its class comes from."""
+    if type(pipe).__name__ == "WanImageToVideoPipeline" and pipe.config.expand_timesteps:
+        return None  # the first frame is not the model's
+    for cls in type(pipe).__mro__:
+        if cls.__name__ in _CLASSES:
+            return _CLASSES[cls.__name__]
+        package = cls.__module__.removeprefix("diffusers.pipelines.").split(".")[0]
+        if package in _PACKAGES:
+            return _PACKAGES[package]
+    return None
 
 
-def _unscale(latents: Tensor, config: Any) -> Tensor:
-    """Undo the scaling to unit variance."""
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and std is not None:  # SDXL fine-tunes that scale each channel
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(latents) for v in (mean, std))
-        return latents * std / config.scaling_factor + mean
-    return latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def _image(call: Call, latents: Tensor) -> Tensor:
+    """One latent per image."""
+    return _finished(call, _decoded(call.pipe.vae, latents))
+
+
+def _image_standardised(call: Call, latents: Tensor) -> Tensor:
+    """By mean and standard deviation alone."""
+    return _finished(call, _decoded(call.pipe.vae, latents, scaling_factor=1.0))
+
+
+def _image_unshifted(call: Call, latents: Tensor) -> Tensor:
+    """As SD3's inpainting does, though it encodes with a shift."""
+    return _finished(call, _decoded(call.pipe.vae, latents, shift_factor=0.0))
+
+
+def _packed(call: Call, latents: Tensor) -> Tensor:
+    """Latents packed into tokens, which the pipeline itself unpacks; video autoencoders hold an image as one frame."""
+    pipe = call.pipe
+    known = {name: call.size(name) for name in ("height", "width")}
+    known["vae_scale_factor"] = pipe.vae_scale_factor
+    known["patch_size"] = pipe.transformer.config.get("patch_size", 1)
+    unpack = getattr(pipe, "_unpack_latents_no_patch", pipe._unpack_latents)  # Bria Fibo
+    names = list(inspect.signature(unpack).parameters)[1:]
+    latents = unpack(latents, *(known[name] for name in names))
+    if latents.ndim == 4 and "Wan" in type(pipe.vae).__name__:
+        latents = latents.unsqueeze(2)
+    images = _decoded(pipe.vae, latents)
+    return _finished(call, images[:, :, 0] if images.ndim == 5 else images)
+
+
+def _normalised(call: Call, latents: Tensor) -> Tensor:
+    """Patches of 2 × 2 latents, in tokens or in place, normalised by the autoencoder's batch statistics."""
+    pipe = call.pipe
+    if latents.ndim == 3:
+        patch = 2 * pipe.vae_scale_factor
+        latents = latents.transpose(1, 2).unflatten(2, (call.size("height") // patch, call.size("width") // patch))
+    elif latents.shape[1] == pipe.vae.config.latent_channels:  # Bria Fibo 2
+        latents = pipe._patchify_latents(latents)
+    stats, epsilon = pipe.vae.bn, pipe.vae.config.batch_norm_eps
+    mean, variance = (value.view(1, -1, 1, 1).to(latents) for value in (stats.running_mean, stats.running_var))
+    latents = pipe._unpatchify_latents(latents * (variance + epsilon).sqrt() + mean)
+    return _finished(call, pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0])
+
+
+def _quantised(call: Call, latents: Tensor) -> Tensor:
+    """Kandinsky's MoVQ."""
+    return _unit(call.pipe.movq.decode(latents.to(call.pipe.movq.dtype), force_not_quantize=True)["sample"])
+
+
+def _pixels(call: Call, latents: Tensor) -> Tensor:
+    """Models of pixels have no latents."""
+    return _finished(call, latents)
+
+
+def _kandinsky5(call: Call, latents: Tensor) -> Tensor:
+    """Channels last, frames first."""
+    latents = latents.permute(0, 4, 1, 2, 3)
+    if getattr(call.pipe, "video_processor", None) is not None:
+        return _video(call, latents)
+    return _image(call, latents[:, :, 0])
+
+
+# ---- videos ----------------------------------------------------------------------------------------------------------
+
+
+def _video(call: Call, latents: Tensor) -> Tensor:
+    """Latents (N, C, frames, h, w)."""
+    return _frames(call, _decoded(call.pipe.vae, latents))
+
+
+def _first_frame(call: Call, latents: Tensor) -> Tensor:
+    """A video model that draws images."""
+    return _video(call, latents)[:, 0]
+
+
+def _animatediff(call: Call, latents: Tensor) -> Tensor:
+    """Latents (N, C, frames, h, w), which the pipeline has a method for."""
+    return _frames(call, call.pipe.decode_latents(latents.to(call.pipe.vae.dtype)))
+
+
+def _latte(call: Call, latents: Tensor) -> Tensor:
+    return _frames(call, call.pipe.decode_latents(latents.to(call.pipe.vae.dtype), latents.shape[2]))
+
+
+def _stable_video(call: Call, latents: Tensor) -> Tensor:
+    """Latents (N, frames, C, h, w), decoded in chunks as the call asks."""
+    frames = latents.shape[1]
+    chunk = call.asked("decode_chunk_size") or frames
+    return _frames(call, call.pipe.decode_latents(latents.to(call.pipe.vae.dtype), frames, chunk))
+
+
+def _allegro(call: Call, latents: Tensor) -> Tensor:
+    """The autoencoder works in whole tiles; the rest is cut off."""
+    videos = call.pipe.decode_latents(latents.to(call.pipe.vae.dtype))
+    return _frames(call, videos[:, :, : call.asked("num_frames"), : call.size("height"), : call.size("width")])
+
+
+def _cogvideox(call: Call, latents: Tensor) -> Tensor:
+    """Latents (N, frames, C, h, w), padded in front to whole patches where the number of frames is asked for."""
+    asked = call.asked("num_frames")
+    padding = 0 if asked is None else latents.shape[1] - ((asked - 1) // call.pipe.vae_scale_factor_temporal + 1)
+    return _frames(call, call.pipe.decode_latents(latents[:, padding:].to(call.pipe.vae.dtype)))
+
+
+def _vace(call: Call, latents: Tensor) -> Tensor:
+    """Wan VACE puts its reference images in front."""
+    frames = (call.asked("num_frames") - 1) // call.pipe.vae_scale_factor_temporal + 1
+    return _video(call, latents[:, :, -frames:])
+
+
+def _ltx(call: Call, latents: Tensor) -> Tensor:
+    """Tokens; those of conditions come before (LTX-Condition) or after (LTX-2)."""
+    pipe, vae = call.pipe, call.pipe.vae
+    frames = (call.asked("num_frames") - 1) // pipe.vae_temporal_compression_ratio + 1
+    height, width = (call.size(name) // pipe.vae_spatial_compression_ratio for name in ("height", "width"))
+    patch, patch_t = pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
+    number = (frames // patch_t) * (height // patch) * (width // patch)
+    latents = latents[:, :number] if "LTX2" in type(pipe).__name__ else latents[:, -number:]
+    latents = pipe._unpack_latents(latents, frames, height, width, patch, patch_t)
+    latents = pipe._denormalize_latents(latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
+    timestep = None
+    if vae.config.timestep_conditioning:  # without the noise that a `decode_noise_scale` adds
+        timestep = torch.full((len(latents),), float(call.asked("decode_timestep"))).to(latents.device, vae.dtype)
+    return _frames(call, vae.decode(latents.to(vae.dtype), timestep, return_dict=False)[0])
+
+
+def _frames(call: Call, videos: Tensor) -> Tensor:
+    """(N, 3, frames, H, W) in [-1, 1] → (N, frames, 3, H, W) in [0, 1]."""
+    return call.pipe.video_processor.postprocess_video(videos, output_type="pt")
+
+
+# ---- sound -----------------------------------------------------------------------------------------------------------
+
+
+def _audioldm2(call: Call, latents: Tensor) -> Tensor:
+    """Latents → mel spectrogram → waveform."""
+    waveforms = call.pipe.mel_spectrogram_to_waveform(_decoded(call.pipe.vae, latents))
+    seconds = call.given.get("audio_length_in_s")
+    length = None if seconds is None else int(seconds * call.pipe.vocoder.config.sampling_rate)
+    return waveforms[:, None, :length]
+
+
+def _waveform(call: Call, latents: Tensor) -> Tensor:
+    """Latents (N, C, length), or (N, length, C), straight to waveforms, cut as the call says."""
+    if "LongCat" in type(call.pipe).__name__:
+        latents = latents.transpose(1, 2)
+    waveforms = call.pipe.vae.decode(latents.to(call.pipe.vae.dtype)).sample
+    rate = getattr(call.pipe.vae.config, "sampling_rate", 0)
+    start, end = (call.given.get(name) for name in ("audio_start_in_s", "audio_end_in_s"))
+    return waveforms[:, :, int((start or 0) * rate) : None if end is None else int(end * rate)]
+
+
+# ---- steps they share ------------------------------------------------------------------------------------------------
+
+
+def _decoded(vae: Any, latents: Tensor, **override: Any) -> Tensor:
+    """Undo the scaling to unit variance and run the autoencoder; SDXL's own overflows in half precision and is upcast.
+
+    Args:
+        override: Config values to use in place of the autoencoder's.
+    """
+    dtype = vae.dtype
+    upcast = dtype == torch.float16 and vae.config.get("force_upcast", False)
+    try:
+        if upcast:
+            vae.to(torch.float32)
+        latents = _unscaled(latents.to(vae.dtype), {**vae.config, **override})
+        return vae.decode(latents, return_dict=False)[0]
+    finally:
+        if upcast:
+            vae.to(dtype)
+
+
+def _unscaled(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
+    mean, std = (config.get(f"latents_{name}") for name in ("mean", "std"))
+    if mean is not None and std is not None:
+        view = (1, -1, *[1] * (latents.ndim - 2))
+        mean, std = (torch.tensor(value).flatten().view(view).to(latents) for value in (mean, std))
+        return latents * std / config.get("scaling_factor", 1.0) + mean
+    return latents / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
+
+
+def _finished(call: Call, images: Tensor) -> Tensor:
+    """[-1, 1] → [0, 1]; where the pipeline ran at a size of its own, cut to the size asked for."""
+    processor = getattr(call.pipe, "image_processor", None)
+    height, width = (call.given.get(name) for name in ("height", "width"))
+    if call.asked("use_resolution_binning") and height and width:
+        images = processor.resize_and_crop_tensor(images, width, height)  # type: ignore[union-attr]
+    return _unit(images) if processor is None else processor.postprocess(images, output_type="pt")
+
+
+def _unit(images: Tensor) -> Tensor:
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
+_FAMILIES: dict[Family, str] = {  # packages of diffusers.pipelines
+    _image: "stable_diffusion stable_diffusion_xl stable_diffusion_3 controlnet controlnet_xs controlnet_sd3 "
+    "controlnet_hunyuandit pag t2i_adapter kolors aura_flow pixart_alpha sana lumina lumina2 hunyuandit hidream_image "
+    "dit omnigen cogview3 cogview4 z_image prx hunyuan_image dreamlite latent_consistency_models",
+    _image_standardised: "glm_image",
+    _packed: "flux chroma ovis_image longcat_image bria bria_fibo krea2 qwenimage nucleusmoe_image",
+    _normalised: "flux2 ernie_image bria_fibo2",
+    _quantised: "kandinsky kandinsky2_2 kandinsky3",
+    _pixels: "ddpm ddim deepfloyd_if",
+    _kandinsky5: "kandinsky5",
+    _video: "wan skyreels_v2 chronoedit lucy hunyuan_video hunyuan_video1_5 mochi motif_video sana_video easyanimate "
+    "cosmos helios",
+    _animatediff: "animatediff",
+    _latte: "latte",
+    _stable_video: "stable_video_diffusion",
+    _allegro: "allegro",
+    _cogvideox: "cogvideo consisid",
+    _ltx: "ltx ltx2",
+    _audioldm2: "audioldm2",
+    _waveform: "stable_audio stable_audio_3 longcat_audio_dit",
+}
+_PACKAGES = {package: family for family, packages in _FAMILIES.items() for package in packages.split()}
+_CLASSES: dict[str, Family | None] = {  # unlike their package; None: `step` sees not just the sample
+    "AnimateDiffPAGPipeline": _animatediff,
+    "Cosmos2TextToImagePipeline": _first_frame,
+    "Cosmos3OmniPipeline": None,
+    "HunyuanImageRefinerPipeline": None,
+    "HunyuanVideoImageToVideoPipeline": None,
+    "Kandinsky5I2VPipeline": None,
+    "KandinskyPriorPipeline": None,
+    "KandinskyV22PriorEmb2EmbPipeline": None,
+    "KandinskyV22PriorPipeline": None,
+    "LTX2HDRPipeline": None,
+    "LTX2ImageToVideoPipeline": None,
+    "LTXConditionPipeline": None,
+    "LTXImageToVideoPipeline": None,
+    "PRXPixelPipeline": _pixels,
+    "QwenImageLayeredPipeline": None,
+    "SanaImageToVideoPipeline": None,
+    "StableDiffusion3InpaintPipeline": _image_unshifted,
+    "WanAnimatePipeline": None,
+    "WanVACEPipeline": _vace,
+}

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from .decode import Decode, decoder
+from .decode import Call, Decode, decoder
+from .flow_match import GLASSFlowMatchScheduler
+from .pipelines import COUNTS, arranged, check_steerable, layout, settled_sizes
 from .randomness import row_seeds
 from .scheduler import GLASSScheduler
 from .smc import filter as smc
 from .smc.resampling import draw_uniforms
 from .smc.weights import normalise
 
-Reward = Callable[[Tensor, list[str]], Any]
-
-_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+Reward = Callable[[Tensor, list[Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class SteeringResult:
     """What a steered call returns. P prompts, K particles each, S scorings on the way.
 
     Args:
-        images: The P · K images, prompt-major, best first within each prompt; in the pipeline's own `output_type`.
+        images: The P · K images (or videos, or waveforms), prompt-major, best first within each prompt; in the
+            pipeline's own `output_type`.
         rewards: Reward of each final image, in slot order, shape (P, K), float64.
         log_weights: Final log-weights, normalised within each prompt, in slot order, shape (P, K).
         ancestors: Parent slots within the prompt's group at each scoring, shape (S, P, K), int64.
@@ -54,7 +56,8 @@ class FeynmanKacSteerer:
 
     Args:
         pipe: Any pipeline whose scheduler has a GLASS counterpart. Its scheduler is replaced for the call and put back.
-        reward: `reward(images, prompts)` gets float images (N, 3, H, W) in [0, 1] and one prompt per particle, and
+        reward: `reward(images, prompts)` gets float images (N, 3, H, W) in [0, 1], or videos (N, frames, 3, H, W), or
+            waveforms (N, channels, samples), and one prompt per particle (None where only embeddings were given), and
             returns N scores, higher is better.
         num_particles: K, particles per prompt.
         reward_scale: λ_r; None takes `reward.reward_scale` where the reward has one, else 1.
@@ -92,23 +95,25 @@ class FeynmanKacSteerer:
         self.options = {} if num_transitions is None else {"num_transitions": num_transitions}
         self.ess_threshold = ess_threshold
         self.decode = decode
-        GLASSScheduler.from_scheduler(pipe.scheduler, **self.options)  # refuses now what would fail in the call
+        check_steerable(pipe)  # refuses now what would fail in the call
+        self._scheduler()
 
-    def __call__(self, prompt: str | Sequence[str], **kwargs: Any) -> SteeringResult:
+    def __call__(self, prompt: str | Sequence[str] | None = None, **kwargs: Any) -> SteeringResult:
         """Draw and steer K images per prompt.
 
         Args:
-            prompt: One prompt, or a list of P.
+            prompt: One prompt, or a list of P; None where the pipeline takes embeddings, class labels or an image.
             kwargs: The pipeline's own keyword arguments (`num_inference_steps`, `generator`, `output_type`, `height`
                 …); a list of generators has one per particle, prompt-major.
 
         Raises:
             TypeError: if `return_dict` or the number of images per prompt is given: the steerer sets both.
-            ValueError: if `output_type` is unknown, or the reward does not return one finite score per particle.
+            ValueError: if `output_type` is unknown, the pipeline cannot be steered, or the reward does not return one
+                finite score per particle.
 
         After any exception the pipeline is as it was before.
         """
-        for name in ("return_dict", *_COUNTS):
+        for name in ("return_dict", *COUNTS):
             if name in kwargs:
                 raise TypeError(
                     f"{name}: the steerer sets this itself (num_particles={self.num_particles}): leave it out"
@@ -116,33 +121,35 @@ class FeynmanKacSteerer:
         output_type = kwargs.pop("output_type", "pil")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f'output_type: expected "pil", "np", "pt" or "latent", got {output_type!r}')
-        decode = self.decode or decoder(self.pipe, kwargs)
-        run = _Run(self, _repeated(prompt, self.num_particles), decode)
+        check_steerable(self.pipe)
+        given = kwargs if prompt is None else {"prompt": prompt, **kwargs}
+        arguments, prompts = arranged(self.pipe, given, self.num_particles)
 
         native = self.pipe.scheduler
-        scheduler = GLASSScheduler.from_scheduler(native, **self.options)
-        scheduler.on_transition = run.on_transition
-        try:
-            self.pipe.scheduler = scheduler
-            drawn = "latent" if output_type == "latent" else "pt"  # float images; the reward sees no rounding
-            output = self.pipe(**self._counted(prompt), output_type=drawn, **kwargs)[0]
-        finally:
-            self.pipe.scheduler = native
-        return run.result(output, output_type)
+        scheduler = self._scheduler()
+        with settled_sizes(self.pipe) as sizes:
+            run = _Run(self, prompts, self.decode or decoder(Call(self.pipe, given, sizes)))
+            scheduler.on_transition = run
+            try:
+                self.pipe.scheduler = scheduler
+                drawn = "latent" if output_type == "latent" else "np"  # floats; the reward sees no rounding
+                output = self.pipe(**arguments, output_type=drawn)[0]
+            finally:
+                self.pipe.scheduler = native
+            return run.result(output, output_type)
 
-    def _counted(self, prompt: str | Sequence[str]) -> dict[str, Any]:
-        """Return the arguments that make the pipeline draw K images of each prompt, prompt-major."""
-        accepted = inspect.signature(type(self.pipe).__call__).parameters
-        for name in _COUNTS:
-            if name in accepted:
-                return {"prompt": prompt, name: self.num_particles}
-        return {"prompt": _repeated(prompt, self.num_particles)}
+    def _scheduler(self) -> GLASSScheduler:
+        native = self.pipe.scheduler
+        by_name = isinstance(native, FlowMatchEulerDiscreteScheduler)  # some pipelines ask for it
+        scale = {"noise_scale": self.pipe.config["noise_scale"]} if "noise_scale" in self.pipe.config else {}
+        cls = GLASSFlowMatchScheduler if by_name else GLASSScheduler
+        return cls.from_scheduler(native, **(scale | self.options))
 
 
 class _Run:
-    """One steered call: the filter's state and what it has seen."""
+    """One steered call: the filter's state and what it has seen; the scheduler's hook."""
 
-    def __init__(self, steerer: FeynmanKacSteerer, prompts: list[str], decode: Decode) -> None:
+    def __init__(self, steerer: FeynmanKacSteerer, prompts: list[str | None], decode: Decode) -> None:
         self.steerer = steerer
         self.decode = decode
         self.prompts = prompts  # one per particle
@@ -150,26 +157,47 @@ class _Run:
         self.state = smc.init(*self.shape)
         self.infos: list[smc.FilterInfo] = []
         self.generators: list[torch.Generator] = []
+        self.copies = 0  # of the particles among the rows
+        self.rows: list[Tensor | None] = []  # that went on, at each transition
 
-    def on_transition(self, k: int, x_t: Tensor, denoised: Tensor) -> Tensor | None:
+    def __call__(self, k: int, x_t: Tensor, denoised: Tensor) -> Tensor | None:
         """Score the denoised predictions at the start of transition k; return the rows that go on, None for all."""
+        number = len(self.prompts)
         if k == 0:  # from pure noise every prediction is nearly E[z]: nothing to score yet
-            self._check_rows(x_t)
-            seeds = torch.tensor(row_seeds(x_t, stream=(-1,))).view(self.shape)
+            if self.rows:
+                raise ValueError(
+                    f"{type(self.steerer.pipe).__name__} cannot be steered: it runs its scheduler more than once"
+                )
+            self.copies = layout(x_t, number, self.steerer.pipe)
+            seeds = torch.tensor(row_seeds(x_t[:number], stream=(-1,))).view(self.shape)
             self.generators = [torch.Generator().manual_seed(int(group[0])) for group in seeds]
+            self.rows.append(None)
             return None
         self.state, info = smc.step(
             self.state,
-            self.score(self.decode(denoised.to(x_t.dtype, copy=True))),
+            self.score(self.decode(denoised[:number].to(x_t.dtype, copy=True))),
             reward_scale=self.steerer.reward_scale,
             ess_threshold=self.steerer.ess_threshold,
             uniforms=draw_uniforms(self.generators),
         )
         self.infos.append(info)
-        if not info.resampled.any():
-            return None
         first = torch.arange(self.shape[0])[:, None] * self.shape[1]
-        return (first + info.ancestors).flatten().to(denoised.device)
+        particles = (first + info.ancestors).flatten()
+        rows = torch.cat([particles + copy * number for copy in range(self.copies)]).to(denoised.device)
+        self.rows.append(rows if info.resampled.any() else None)
+        return self.rows[-1]
+
+    def follow(self) -> Callable[[int, Tensor, Tensor], Tensor | None]:
+        """Return the hook of a copy of the scheduler (LTX-2's for sound): its rows go where these have gone."""
+
+        def hook(k: int, x_t: Tensor, denoised: Tensor) -> Tensor | None:
+            if k >= len(self.rows):
+                raise ValueError(
+                    f"{type(self.steerer.pipe).__name__} cannot be steered: a copy of its scheduler steps first"
+                )
+            return self.rows[k]
+
+        return hook
 
     def score(self, images: Tensor) -> Tensor:
         """Return the rewards of images in slot order, shape (P, K), float64 on the CPU."""
@@ -187,9 +215,11 @@ class _Run:
             )
         return scores.view(self.shape)
 
-    def result(self, output: Tensor, output_type: str) -> SteeringResult:
+    def result(self, output: Any, output_type: str) -> SteeringResult:
         """Weigh the final images (or latents) by their own rewards and put everything together."""
-        rewards = self.score(self.decode(output) if output_type == "latent" else output.float())
+        if not self.rows:
+            raise ValueError(f"{type(self.steerer.pipe).__name__} cannot be steered: it never stepped its scheduler")
+        rewards = self.score(self.decode(output) if output_type == "latent" else _for_reward(output))
         state = smc.weigh(self.state, rewards, self.steerer.reward_scale)
         order = rewards.argsort(dim=-1, descending=True, stable=True)
         rows = (torch.arange(self.shape[0])[:, None] * self.shape[1] + order).flatten()
@@ -197,7 +227,7 @@ class _Run:
         ancestors = [info.ancestors for info in self.infos]
         sizes = [info.ess for info in self.infos]
         return SteeringResult(
-            images=_as_output(self.steerer.pipe, output[rows.to(output.device)], output_type),
+            images=_as_output(self.steerer.pipe, output, rows, output_type),
             rewards=rewards,
             log_weights=normalise(state.log_weights),
             ancestors=torch.stack(ancestors) if ancestors else torch.empty(0, groups, particles, dtype=torch.int64),
@@ -206,22 +236,27 @@ class _Run:
             order=order,
         )
 
-    def _check_rows(self, x_t: Tensor) -> None:
-        if len(x_t) != len(self.prompts):
-            raise ValueError(
-                f"the pipeline runs {len(x_t)} rows, expected prompts × num_particles = {len(self.prompts)}: "
-                "this pipeline's batch layout is not supported"
-            )
+
+def _for_reward(arrays: Any) -> Tensor:
+    """Return images (N, H, W, 3), videos (N, frames, H, W, 3) or sound (N, …) as a tensor with its channels first."""
+    tensor = torch.as_tensor(np.asarray(arrays)).float()
+    if tensor.ndim >= 4:
+        return tensor.movedim(-1, -3)
+    return tensor[:, None] if tensor.ndim == 2 else tensor  # mono
 
 
-def _repeated(prompt: str | Sequence[str], number: int) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    return [one for one in prompts for _ in range(number)]
-
-
-def _as_output(pipe: Any, images: Tensor, output_type: str) -> Any:
-    """Return images (N, 3, H, W) in [0, 1], or latents, in the form `output_type` names."""
-    if output_type in ("pt", "latent"):
+def _as_output(pipe: Any, output: Any, rows: Tensor, output_type: str) -> Any:
+    """Return these rows of what the pipeline drew in the form that `output_type` names."""
+    if output_type == "latent":
+        return output[rows.to(output.device)]
+    arrays = np.asarray(output)[rows.numpy()]
+    if output_type == "pt":
+        return _for_reward(arrays)
+    if output_type == "np" or arrays.ndim < 4:  # sound
+        return arrays
+    flat = np.ascontiguousarray(arrays.reshape(-1, *arrays.shape[-3:]))
+    images = VaeImageProcessor.numpy_to_pil(flat)
+    if arrays.ndim == 4:
         return images
-    arrays = images.float().cpu().permute(0, 2, 3, 1).numpy()
-    return arrays if output_type == "np" else pipe.image_processor.numpy_to_pil(np.ascontiguousarray(arrays))
+    frames = arrays.shape[1]
+    return [images[i : i + frames] for i in range(0, len(images), frames)]

@@ -1,0 +1,137 @@
+"""What is particular to a pipeline class under steering: how it lays out rows, what sizes it settles on, refusals."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+
+_IGNORE_COUNT = (  # they set it to 1 themselves, or do with it what they do with no list of prompts
+    "AllegroPipeline", "AnimateDiff", "AudioLDM2Pipeline", "CogVideoX", "ConsisIDPipeline", "WanVideoToVideoPipeline",
+)  # fmt: skip
+_COUNT_EMBEDDINGS = ("QwenImageEditPlusPipeline",)  # they take no more rows than one, but make the rows themselves
+_REASONS = {
+    "it runs its scheduler chunk by chunk and keeps a history of each row": (
+        "AnyFlowFARPipeline", "Cosmos2_5_TransferPipeline", "HeliosPipeline", "HunyuanVideoFramepackPipeline",
+        "LTXI2VLongMultiPromptPipeline", "MarigoldDepthPipeline", "MarigoldIntrinsicsPipeline",
+        "MarigoldNormalsPipeline", "WanAnimatePipeline",
+    ),
+    "it runs a scheduler of its own for every frame": (
+        "SkyReelsV2DiffusionForcingPipeline", "SkyReelsV2DiffusionForcingImageToVideoPipeline",
+        "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+    ),
+    "its guidance keeps a momentum of each row": ("AceStepPipeline",),
+    "it draws one sample at a time": ("Cosmos3OmniPipeline", "DreamLiteMobilePipeline", "DreamLitePipeline"),
+    "its latents hold reference images beside the sample": ("JoyImageEditPipeline", "JoyImageEditPlusPipeline"),
+    "it deals out its images wrongly for more than one row": ("QwenImageLayeredPipeline",),
+}  # fmt: skip
+_UNSTEERABLE = {name: reason for reason, names in _REASONS.items() for name in names}
+
+
+def check_steerable(pipe: Any) -> None:
+    """Raise ValueError, with the reason, for a pipeline whose rows have state that resampling would not reach."""
+    reason = next((_UNSTEERABLE[cls.__name__] for cls in type(pipe).__mro__ if cls.__name__ in _UNSTEERABLE), None)
+    if getattr(pipe, "audio_scheduler", None) is not None:
+        reason = "its sound has a scheduler of its own: leave out the component audio_scheduler"
+    if getattr(getattr(pipe, "guider", None), "adaptive_projected_guidance_momentum", None):
+        reason = "its guider keeps a momentum of each row: set adaptive_projected_guidance_momentum=None"
+    for name, component in pipe.components.items():
+        if getattr(component, "is_cache_enabled", False):
+            reason = f"{name} caches features of each row: call pipe.{name}.disable_cache()"
+        if getattr(getattr(component, "config", None), "use_meanflow", False):
+            reason = f"{name} was distilled to jump (mean flow), so it gives no denoised mean"
+    if reason:
+        raise ValueError(f"{type(pipe).__name__} cannot be steered: {reason}")
+
+
+def arranged(pipe: Any, given: Mapping[str, Any], number: int) -> tuple[dict[str, Any], list[str | None]]:
+    """Lay out `number` samples of each prompt, prompt-major.
+
+    By the pipeline's own count where a prompt is given and the count is honoured; else every argument with a row per
+    prompt (prompts, embeddings, masks, images, class labels) gets `number` of each.
+
+    Returns:
+        The arguments of the call, and the prompt of each sample, None where only embeddings were given.
+    """
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    prompt = given.get("prompt")
+    prompts: list[str | None] = [prompt] if isinstance(prompt, str) else list(prompt or ())
+    ignored = type(pipe).__name__.startswith(_IGNORE_COUNT)
+    count = None if ignored else next((name for name in COUNTS if name in parameters), None)
+    embedded = [value for name, value in given.items() if "embed" in name or name == "class_labels"]
+    if count and (prompts or not embedded or type(pipe).__name__ in _COUNT_EMBEDDINGS):
+        groups, arguments = len(prompts) or 1, {**given, count: number}
+    elif "batch_size" in parameters:  # unconditional
+        groups, arguments = 1, {**given, "batch_size": number}
+    else:
+        groups = len(prompts) or next((len(value) for value in embedded if value is not None), 1)
+        arguments = {name: _repeated(name, value, groups, number) for name, value in given.items()}
+    if "prompt" in parameters and parameters["prompt"].default is inspect.Parameter.empty:
+        arguments.setdefault("prompt", None)
+    return arguments, [one for one in prompts or [None] * groups for _ in range(number)]
+
+
+def _repeated(name: str, value: Any, groups: int, number: int) -> Any:
+    """Return `number` of each row of an argument that has one per prompt; anything else as it is."""
+    if name in ("latents", "generator", "sigmas", "timesteps"):
+        return value
+    if isinstance(value, str) and "prompt" in name:
+        return [value] * (groups * number)
+    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == groups:
+        return value.repeat_interleave(number, 0)
+    rows = isinstance(value, list) and len(value) == groups
+    named = "embed" in name or name == "class_labels"
+    if rows and (named or all(isinstance(one, str | Tensor | Image) for one in value)):
+        return [one for one in value for _ in range(number)]
+    return value
+
+
+@contextmanager
+def settled_sizes(pipe: Any) -> Iterator[dict[str, int]]:
+    """Fill a dictionary with the sizes that the pipeline prepares its latents for, while it runs.
+
+    Many pipelines round the sizes they are given, or take them from an image (FLUX Kontext, Fill, Qwen-Image-Edit).
+    """
+    sizes: dict[str, int] = {}
+    prepare = getattr(pipe, "prepare_latents", None)
+    if prepare is None:
+        yield sizes
+        return
+    names = list(inspect.signature(prepare).parameters)
+
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        sizes.update({name: arguments[name] for name in ("height", "width", "num_frames") if arguments.get(name)})
+        return prepare(*args, **kwargs)
+
+    own = vars(pipe).get("prepare_latents")
+    vars(pipe)["prepare_latents"] = recording
+    try:
+        yield sizes
+    finally:
+        if own is None:
+            del vars(pipe)["prepare_latents"]
+        else:
+            vars(pipe)["prepare_latents"] = own
+
+
+def layout(x_t: Tensor, number: int, pipe: Any) -> int:
+    """Return how often the rows of `number` particles occur in the sample: twice where guidance doubles it (DiT).
+
+    Raises:
+        ValueError: if the rows of the sample are not those of the particles.
+    """
+    copies, rest = divmod(len(x_t), number)
+    if copies < 1 or rest or (copies > 1 and not torch.equal(x_t, torch.cat([x_t[:number]] * copies))):
+        raise ValueError(
+            f"the pipeline runs {len(x_t)} rows, expected prompts × num_particles = {number}: "
+            f"the way {type(pipe).__name__} lays out its batch is not supported"
+        )
+    return copies
