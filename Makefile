@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint scenes benchmark transitions clean
+.PHONY: demo test lint scenes benchmark transitions pipelines clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -27,6 +27,10 @@ benchmark: $(READY)
 # Distance to the true law against network calls: the figure and the tables of docs/solvers.md.
 transitions: $(READY)
 	cd examples/benchmarks && ../../$(BIN)/python transitions.py
+
+# What works in which of diffusers' pipeline classes: the table of docs/pipelines.md.
+pipelines: $(READY)
+	cd tests && ../$(BIN)/python -m zoo.survey
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
