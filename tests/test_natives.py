@@ -141,6 +141,42 @@ def test_one_transition_is_the_native_ode(name, config, given):
     torch.testing.assert_close(*last, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("name", ["DDIM", "CogVideoXDDIM"])
+def test_where_ddim_steps_elsewhere_the_ode_is_its_formula_on_our_grid(name):
+    """Its "previous timestep" is t − T/N, not the next one of a grid laid otherwise."""
+    native = scheduler_of(name, SD | {"timestep_spacing": "linspace", "clip_sample": False})
+    glass = GLASSScheduler.from_scheduler(native, num_transitions=1, solver_order=1)
+    glass.set_timesteps(7)
+    ours = expected = torch.randn(2, 3, 6, 10, generator=torch.Generator().manual_seed(0))
+    table = [*native.alphas_cumprod[glass.timesteps].tolist(), float(native.final_alpha_cumprod)]
+    for t, now, then in zip(glass.timesteps, table[:-1], table[1:], strict=True):
+        epsilon = network(expected, t)
+        z = (expected - math.sqrt(1 - now) * epsilon) / math.sqrt(now)
+        expected = math.sqrt(then) * z + math.sqrt(1 - then) * epsilon
+        ours = glass.step(network(ours, t), t, ours).prev_sample
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscrete", "DDIM", "UniPCMultistep"])
+def test_order_two_converges_to_the_same_limit_faster(name):
+    """One transition through a smooth network: the error at 20 calls, and that order 1 nears the same limit."""
+    config = {"FlowMatchEulerDiscrete": {}, "UniPCMultistep": FLOW}.get(name, SD | {"prediction_type": "v_prediction"})
+    config = config | {"clip_sample": False, "timestep_spacing": "trailing"} if name == "DDIM" else config
+    noise = torch.randn(2, 3, 6, 10, generator=torch.Generator().manual_seed(0))
+
+    def last(steps, order):
+        glass = GLASSScheduler.from_scheduler(scheduler_of(name, config), num_transitions=1, solver_order=order)
+        glass.set_timesteps(steps)
+        x = noise.double()
+        for t in glass.timesteps:
+            x = glass.step(network(x, t), t, x).prev_sample
+        return x
+
+    first, second = (float((last(20, order) - last(500, 2)).square().mean().sqrt()) for order in (1, 2))
+    assert float((last(500, 1) - last(500, 2)).square().mean().sqrt()) < first / 10  # the same limit
+    assert second < first / 4, (first, second)
+
+
 def test_class_is_told_by_the_keys_alone():
     """But for twins, which differ in how they step and not in what they tell of their grid."""
     twins = {"DDIMParallelScheduler": "DDIMScheduler", "DDPMParallelScheduler": "DDPMScheduler",

@@ -1,0 +1,66 @@
+"""Half precision: the scheduler adds no error of its own to that of a half-precision network."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+import tiny
+from glassflows import GLASSScheduler
+
+NATIVES = {
+    "flow": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "ddim": DDIMScheduler(**tiny.SD_SCHEDULER, prediction_type="v_prediction"),
+}
+
+
+def network(x, t):
+    """A smooth network that computes in the precision of its input."""
+    return torch.tanh(0.8 * x.roll(1, -1) + 0.3 * math.sin(float(t) / 300)) - 0.4 * x
+
+
+def run(scheduler, dtype, steps=40):
+    """Return the last latents, kept in `dtype` from step to step, of noise that the same dtype can hold."""
+    scheduler.set_timesteps(steps)
+    if isinstance(scheduler, GLASSScheduler):
+        scheduler.set_generator(tiny.seeded(1))  # the same injected noise in every precision
+    x = torch.randn(8, 3, 16, 16, generator=tiny.seeded()).bfloat16().to(dtype)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x).prev_sample
+        assert x.dtype == dtype
+    return x.double()
+
+
+def error(scheduler, dtype):
+    return float((run(scheduler, dtype) - run(scheduler, torch.float32)).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NATIVES)
+def test_no_drift(name, dtype):
+    """Against its own run in float32, on the same noise: no further off than the native scheduler from its own."""
+    native = error(NATIVES[name], dtype)
+    for num_transitions in (1, 5, 40):
+        ours = GLASSScheduler.from_scheduler(NATIVES[name], num_transitions=num_transitions, solver_order=1)
+        assert error(ours, dtype) <= native, num_transitions
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [tiny.flux, tiny.sd])
+def test_pipelines_in_half_precision(make, dtype):
+    """Close to the float32 run of the same pipeline, and the same again."""
+    images = {}
+    for kind in (torch.float32, dtype):
+        pipe = make().to(kind)
+        pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=3)
+        pipe.scheduler.set_generator(tiny.seeded(1))
+        call = tiny.FLUX_CALL if make is tiny.flux else tiny.SD_CALL
+        shape = (1, 24, 16) if make is tiny.flux else (1, 4, 8, 12)
+        latents = torch.randn(shape, generator=tiny.seeded()).to(kind)
+        if make is tiny.sd:
+            pipe.prepare_extra_step_kwargs = lambda generator, eta: {}
+        images[kind] = pipe("a cat", num_inference_steps=6, latents=latents, output_type="np", **call).images
+    assert np.isfinite(images[dtype]).all()
+    assert np.abs(images[dtype] - images[torch.float32]).max() < 0.1
