@@ -1,9 +1,10 @@
 """Every pipeline class of the zoo does what docs/pipelines.md says."""
 
-import diffusers
 import pytest
 
-from zoo.survey import cases, documented, survey
+pytest.importorskip("diffusers", minversion="0.42")  # older ones build other pipelines
+
+from zoo.survey import DOCUMENT, cases, documented, survey
 
 WARNINGS = [  # of diffusers' and torch's own making
     "ignore::FutureWarning",
@@ -13,12 +14,20 @@ WARNINGS = [  # of diffusers' and torch's own making
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in WARNINGS]
 
 
-@pytest.mark.parametrize("label", sorted(cases()))
+@pytest.mark.parametrize("label", sorted(set(cases()) - {"OmniGenPipeline"}))
 def test_pipeline(label):
-    row = survey(cases()[label])
-    if diffusers.__version__ >= "0.42":  # older ones differ here and there
-        assert row == documented()[label]
+    assert survey(cases()[label]) == documented()[label]
 
 
 def test_document_is_complete():
-    assert set(cases()) <= set(documented())
+    """But for OmniGen, which needs torchvision to build."""
+    assert set(cases()) - {"OmniGenPipeline"} == set(documented())
+
+
+def test_readme_counts_as_the_document_does():
+    runs = {}
+    for row in documented().values():
+        name = row.pipeline.split(",")[0]
+        runs[name] = runs.get(name, False) or row.swap.startswith("yes")
+    text = (DOCUMENT.parents[1] / "README.md").read_text()
+    assert f"of {len(runs)} classes of diffusers at toy size {sum(runs.values())} run" in text

@@ -261,6 +261,21 @@ def test_the_pipelines_generator_reproduces(make):
 
 
 @pytest.mark.parametrize("make", [tiny.flux, tiny.sd])
+def test_given_latents_reproduce(make):
+    """`latents=` without any generator: the noise in between follows from them, where no generator reaches `step`."""
+    pipe = make()
+    pipe.scheduler = GLASSScheduler.from_config(pipe.scheduler.config, num_transitions=3)
+    shape = (2, 24, 16) if make is tiny.flux else (2, 4, 8, 12)
+    latents = torch.randn(shape, generator=tiny.seeded())
+    call = {"generator": None, "num_images_per_prompt": 2}
+    both = run(pipe, latents=latents, **call)
+    assert np.array_equal(both, run(pipe, latents=latents.clone(), **call))
+    alone = run(pipe, latents=latents[1:], generator=None)
+    np.testing.assert_allclose(alone[0], both[1], atol=2e-5)
+    assert np.abs(both[0] - both[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("make", [tiny.flux, tiny.sd])
 def test_a_batch_equals_its_singles(make):
     pipe = make()
     pipe.scheduler = GLASSScheduler.from_config(pipe.scheduler.config, num_transitions=3)
@@ -568,6 +583,35 @@ def test_no_device_to_host_copy():
     for t in scheduler.timesteps.to("meta"):
         x = scheduler.step(torch.empty_like(x), t, x).prev_sample
     assert x.device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_synchronisation_after_the_first_step_on_a_gpu():
+    scheduler = GLASSScheduler(num_transitions=3)
+    scheduler.set_timesteps(9, "cuda", sigmas=np.linspace(1, 1 / 9, 9))
+    scheduler.set_generator(torch.Generator("cuda").manual_seed(0))
+    x = torch.randn(5, 3, 6, 10, generator=tiny.seeded()).cuda()
+    for i, t in enumerate(scheduler.timesteps):
+        torch.cuda.set_sync_debug_mode("error" if i else "default")
+        try:
+            x = scheduler.step(0.3 * x, t, x).prev_sample
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert x.isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cpu_generator_draws_the_same_on_a_gpu():
+    last = []
+    for device in ("cpu", "cuda"):
+        scheduler = GLASSScheduler(num_transitions=3)
+        scheduler.set_timesteps(9, device, sigmas=np.linspace(1, 1 / 9, 9))
+        x = torch.randn(5, 3, 6, 10, generator=tiny.seeded()).to(device)
+        generator = tiny.seeded(1)
+        for t in scheduler.timesteps:
+            x = scheduler.step(0.3 * x, t, x, generator=generator).prev_sample
+        last.append(x.cpu())
+    torch.testing.assert_close(*last)
 
 
 def test_hook_moves_state_and_prediction_together():
