@@ -232,3 +232,10 @@ def test_deepfloyd_prompts_need_no_autoencoder():
     """A pixel-space pipeline is steered on its own pixels."""
     out = steered(deepfloyd.CASES[0].build(), deepfloyd.CASES[0].call())
     assert out.images.shape == (2, 16, 24, 3)
+
+
+def test_modular_pipelines_are_refused():
+    from diffusers.modular_pipelines import FluxAutoBlocks
+
+    with pytest.raises(ValueError, match="FluxModularPipeline cannot be steered: modular pipelines have a call of the"):
+        FeynmanKacSteerer(FluxAutoBlocks().init_pipeline(), second)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers import ModularPipeline
 from PIL.Image import Image
 from torch import Tensor
 
@@ -38,6 +39,8 @@ _UNSTEERABLE = {name: reason for reason, names in _REASONS.items() for name in n
 def check_steerable(pipe: Any) -> None:
     """Raise ValueError, with the reason, for a pipeline whose rows have state that resampling would not reach."""
     reason = next((_UNSTEERABLE[cls.__name__] for cls in type(pipe).__mro__ if cls.__name__ in _UNSTEERABLE), None)
+    if isinstance(pipe, ModularPipeline):
+        reason = "modular pipelines have a call of their own: steer the pipeline class it stands for"
     if getattr(pipe, "audio_scheduler", None) is not None:
         reason = "its sound has a scheduler of its own: leave out the component audio_scheduler"
     if getattr(getattr(pipe, "guider", None), "adaptive_projected_guidance_momentum", None):
