@@ -119,11 +119,25 @@ def check_class(name: str) -> str:
 def build(config: Mapping[str, Any]) -> Any:
     """Return a native scheduler built from its own config, which must name its class."""
     name = class_name(config)
-    known = parameters(name)
+    known = parameters(name) - set(config.get("_use_default_values", ()))  # stay defaults, for the way to other classes
     scheduler = getattr(diffusers, name)(**{key: value for key, value in config.items() if key in known})
     if name in FLOW and "sigma_data" in config:
         scheduler.register_to_config(**{key: config[key] for key in _COSMOS2 if key in config})
     return scheduler
+
+
+def written(scheduler: Any) -> dict[str, Any]:
+    """Return the config of a native scheduler as JSON can hold it, its class included."""
+    config = {key: plain(value) for key, value in scheduler.config.items() if not key.startswith("_")}
+    config = {key: value for key, value in config.items() if key not in ("native", "glass")}
+    return {"_class_name": type(scheduler).__name__, **config}
+
+
+def plain(value: Any) -> Any:
+    """Return a numpy number or array as Python's own, a function by its name."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return repr(value) if callable(value) else value
 
 
 def parameters(name: str) -> set[str]:
@@ -205,6 +219,8 @@ class Native:
                 "set_timesteps: expected mu, which use_dynamic_shifting needs, got none: a pipeline that sends it to a "
                 "FlowMatchEulerDiscreteScheduler only (Bria, EasyAnimate) needs GLASSFlowMatchScheduler"
             )
+        if num_inference_steps is not None and num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps: expected at least 1, got {num_inference_steps}")
         given = {key: value for key, value in given.items() if value is not None}
         accepted = inspect.signature(self.scheduler.set_timesteps).parameters
         refused = [key for key in given if key not in accepted]

@@ -121,11 +121,13 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
     def _wrap(self, scheduler: Any) -> None:
         """Read this native scheduler from now on, its config visible beside our own as hosts expect it."""
         self._native = Native(scheduler, self._options["noise_scale"])
-        keys = {k: v for k, v in scheduler.config.items() if not k.startswith("_") and k not in ("native", "glass")}
-        native = {"_class_name": self._native.name, **keys}
-        own = {key: repr(value) if callable(value) else value for key, value in self._options.items()}  # JSON
+        native = natives.written(scheduler)
+        own = {key: natives.plain(value) for key, value in self._options.items()}
         # native keys win where the names meet (solver_order of DPM++), so that they survive the way back
-        self.register_to_config(**{**own, **keys}, native=native, glass=own, _class_name=type(self).__name__)
+        visible = {**own, **native, "_class_name": type(self).__name__}
+        if "_use_default_values" in {**self.config, **scheduler.config}:  # those that other classes may set anew
+            visible["_use_default_values"] = list(scheduler.config.get("_use_default_values", ()))
+        self.register_to_config(**visible, native=native, glass=own)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:  # type: ignore[override]
@@ -141,22 +143,21 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             ValueError: if the native class is not supported or cannot be told from the config.
         """
         if not hasattr(config, "items"):
-            raise TypeError(
-                f"config: expected a scheduler's config, got {type(config).__name__}: pass pipe.scheduler.config, "
-                "or use GLASSScheduler.from_pretrained for a path"
-            )
+            hint = "pass pipe.scheduler.config, or use GLASSScheduler.from_pretrained for a path"
+            raise TypeError(f"config: expected a scheduler's config, got {type(config).__name__}: {hint}")
         if config.get("_class_name") in _CLASSES:
             native, own = dict(config["native"]), dict(config["glass"])
         else:
             native, own = {**config, "_class_name": natives.class_name(config)}, {}
         own |= {key: options.pop(key) for key in _OWN if key in options}
-        unknown = [key for key in options if key not in natives.parameters(native["_class_name"])]
-        if unknown:
+        if unknown := [key for key in options if key not in natives.parameters(native["_class_name"])]:
             raise TypeError(
                 f"from_config: unknown option {', '.join(unknown)}; GLASSScheduler takes {', '.join(_OWN)} "
                 f"and the keys of {native['_class_name']}"
             )
-        scheduler = cls(native | options, **own)
+        native["_use_default_values"] = [key for key in config.get("_use_default_values", ()) if key not in options]
+        scheduler = cls(native=native | options, **own)
+        scheduler.register_to_config(**{key: config[key] for key in ("_diffusers_version",) if key in config})
         return (scheduler, {}) if return_unused_kwargs else scheduler
 
     @classmethod
@@ -211,9 +212,9 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             ValueError: if the native scheduler does not take these arguments.
         """
         given = {"sigmas": sigmas, "mu": mu, "timesteps": timesteps}
-        self._plan = Plan(self._native, self._transitions, num_inference_steps, device, **given)
+        plan = self._plan = Plan(self._native, self._transitions, num_inference_steps, device, **given)
         self._reset()
-        self.timesteps, self.sigmas = self._plan.timesteps, self._plan.sigmas
+        self.timesteps, self.sigmas, self._end_scale = plan.timesteps, plan.sigmas, plan.end_scale
         self.num_inference_steps = len(self.timesteps)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -286,7 +287,6 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         if eta:
             raise ValueError(f"eta: expected 0, got {eta}: num_transitions sets how stochastic the sampler is")
         progress = self._progress or self._start(timestep, sample, generator)
-        assert self._plan is not None  # _start has seen it
         if progress.next_call == len(self.timesteps):
             raise ValueError("step: the run has ended: call set_timesteps to begin another")
         k, block, i = self._calls[progress.next_call]
@@ -317,7 +317,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
         next_call = progress.next_call + 1
         if next_call == len(self.timesteps):
-            previous = self._plan.end_scale * previous
+            previous = self._end_scale * previous
         previous = previous.to(sample.dtype)
         self._progress = _Progress(next_call, state, previous.clone())
         denoised = (self._native.data_scale * denoised).to(sample.dtype, copy=True)
