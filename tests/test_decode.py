@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import tiny
-from glassflows.decode import Call, decoder
+from glassflows.decode import PipelineCall, decoder
 
 
 @pytest.mark.parametrize("make", [tiny.flux, tiny.sd])
@@ -13,7 +13,7 @@ def test_decodes_as_the_pipeline_does(make):
         pipe("a cat", generator=tiny.seeded(), output_type=kind, num_images_per_prompt=3, **call).images
         for kind in ("pt", "latent")
     )
-    decoded = decoder(Call(pipe, call))(latents)
+    decoded = decoder(PipelineCall(pipe, call))(latents)
     assert decoded.dtype == torch.float32
     assert torch.equal(decoded, images)
 
@@ -23,14 +23,14 @@ def test_half_precision_autoencoders_that_overflow_are_upcast():
     pipe = tiny.sd()
     latents = torch.randn(2, 4, 8, 12, generator=tiny.seeded()).half()
     pipe.vae.half()
-    decoded = decoder(Call(pipe, tiny.SD_CALL))(latents)
+    decoded = decoder(PipelineCall(pipe, tiny.SD_CALL))(latents)
     assert pipe.vae.dtype == torch.float16
     pipe.vae.float()
-    assert torch.equal(decoded, decoder(Call(pipe, tiny.SD_CALL))(latents.float()))
+    assert torch.equal(decoded, decoder(PipelineCall(pipe, tiny.SD_CALL))(latents.float()))
 
 
 def test_unknown_pipelines_ask_for_decode():
     """Also where a known pipeline hands its scheduler a part of the sample only."""
     for pipe in (object(), type("LTXImageToVideoPipeline", (), {})()):
         with pytest.raises(ValueError, match="do not know how .* turns latents into images: pass decode="):
-            decoder(Call(pipe))
+            decoder(PipelineCall(pipe))

@@ -88,6 +88,26 @@ def test_posterior_is_sample_posterior(begin, correlation):
     torch.testing.assert_close(x.double(), expected, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("rho", ["ddpm", 0.9, -0.5, -0.9])
+@pytest.mark.parametrize("inner_grid", ["time", "condot"])
+def test_posterior_runs_cut_anywhere_draw_the_models_law(rho, inner_grid):
+    """z ~ N(0, 1): from x_t of its own law, at every call of 20, also where t* has passed the transition's end."""
+    for begin in range(20):
+        scheduler = GLASSScheduler(
+            num_transitions=4, correlation=rho, inner_grid=inner_grid, first_transition="posterior"
+        )
+        scheduler.set_timesteps(20, sigmas=np.linspace(1, 1 / 20, 20))
+        scheduler.set_begin_index(begin)
+        scheduler.set_generator(tiny.seeded(1))
+        s = float(scheduler.timesteps[begin]) / 1000
+        x = math.sqrt((1 - s) ** 2 + s**2) * torch.randn(4000, 1, generator=tiny.seeded())
+        for t in scheduler.timesteps[begin:]:
+            s = float(t) / 1000
+            x = scheduler.step((x - (1 - s) * x / ((1 - s) ** 2 + s**2)) / s, t, x).prev_sample
+        assert abs(float(x.mean())) < 0.08, begin
+        assert abs(float(x.std()) - 1) < 0.12, begin
+
+
 def test_posterior_draws_have_the_posterior_law():
     """z ~ N(0, 1): given x_t, z has mean t x_t / (t² + (1 − t)²) and variance (1 − t)² / (t² + (1 − t)²)."""
     n, t = 20000, 0.4

@@ -6,7 +6,15 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
 from glassflows import GLASSScheduler, natives
 from glassflows.natives import Native
@@ -80,7 +88,7 @@ def shown(value):
 @pytest.mark.parametrize(("name", "config", "given"), MATRIX, ids=shown)
 def test_grid_is_the_native_one(name, config, given):
     native = scheduler_of(name, config | {"skip_prk_steps": True} if name == "PNDM" else config)
-    glass = GLASSScheduler.from_config(native.config)
+    glass = GLASSScheduler.from_scheduler(native) if name == HEUN[1] else GLASSScheduler.from_config(native.config)
     own = {key: value for key, value in native.config.items() if not key.startswith("_")}
     steps = given or {"num_inference_steps": 7}
     native.set_timesteps(**steps)
@@ -184,7 +192,12 @@ def test_class_is_told_by_the_keys_alone():
     for name in natives.SUPPORTED:
         config = getattr(diffusers, name)().config
         assert "_class_name" not in config
-        assert natives.class_name(config) == twins.get(name, name)
+        if name != "FlowMatchHeunDiscreteScheduler":
+            assert natives.class_name(config) == twins.get(name, name)
+    distilled = getattr(diffusers, "FlowMapEulerDiscreteScheduler", FlowMatchHeunDiscreteScheduler)  # same keys
+    for config in (FlowMatchHeunDiscreteScheduler().config, distilled().config, {}):
+        with pytest.raises(ValueError, match="use GLASSScheduler.from_scheduler"):
+            natives.class_name(config)
 
 
 def test_where_the_native_samplers_end():
@@ -214,6 +227,11 @@ def test_labels_lie_on_the_grid():
 
 def test_clipping_is_the_natives():
     z = torch.linspace(-3, 3, 30).view(1, 3, 10)
+    heun = Native(HeunDiscreteScheduler(prediction_type="sample", clip_sample=True, clip_sample_range=0.5))
+    assert heun.denoised(z, z, heun.level_at(500)).abs().max() == 0.5
+    for predict_x0 in (True, False):  # UniPC thresholds in one of its forms only
+        unipc = Native(UniPCMultistepScheduler(prediction_type="sample", thresholding=True, predict_x0=predict_x0))
+        assert torch.equal(unipc.denoised(z, z, unipc.level_at(500)), z) != predict_x0
     for options in ({"clip_sample": True, "clip_sample_range": 0.5}, {"thresholding": True, "clip_sample": False}):
         native = Native(DDIMScheduler(prediction_type="sample", **options))
         expected = z.clamp(-0.5, 0.5) if "clip_sample_range" in options else native.scheduler._threshold_sample(z)

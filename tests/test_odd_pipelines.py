@@ -9,7 +9,8 @@ import torch
 
 pytest.importorskip("diffusers", minversion="0.42")  # older ones build other pipelines
 
-from diffusers import DDIMScheduler, FasterCacheConfig, LTX2Pipeline
+from diffusers import DDIMScheduler, FasterCacheConfig, LTX2Pipeline, TaylorSeerCacheConfig
+from diffusers.hooks import apply_taylorseer_cache
 
 import tiny
 from glassflows import FeynmanKacSteerer, GLASSScheduler
@@ -164,6 +165,27 @@ def test_each_class_has_its_own_particles():
     assert out.ancestors[:, 1].tolist() == [[2, 2, 2]] * 2
 
 
+@pytest.mark.parametrize("make", [tiny.sd_img2img, tiny.flux_img2img])
+def test_each_prompt_keeps_its_own_image(make, monkeypatch):
+    """Two prompts with an image each: the particles of a prompt all start from its image."""
+    pipe, encoded, add_noise = make(), [], GLASSScheduler.add_noise
+
+    def noting(self, original_samples, noise, timesteps):
+        encoded.append(original_samples)
+        return add_noise(self, original_samples, noise, timesteps)
+
+    monkeypatch.setattr(GLASSScheduler, "add_noise", noting)
+    images = torch.stack([torch.rand(3, 16, 24, generator=tiny.seeded(seed)) ** seed for seed in (1, 9)])
+    with torch.no_grad():
+        own = pipe.vae.encode(2 * images - 1).latent_dist.mode() - (pipe.vae.config.shift_factor or 0.0)
+    size = tiny.FLUX_CALL if make is tiny.flux_img2img else tiny.SD_CALL
+    steerer = FeynmanKacSteerer(pipe, lambda samples, prompts: torch.zeros(6), 3, num_transitions=2)
+    steerer(["a cat", "a dog"], image=images, strength=0.5, num_inference_steps=6, generator=tiny.seeded(), **size)
+    rows = encoded[0] / pipe.vae.config.scaling_factor
+    distances = (rows[:, None] - own).square().mean((2, 3, 4))
+    assert distances.argmin(1).tolist() == [0, 0, 0, 1, 1, 1]
+
+
 # ---- state outside the scheduler -------------------------------------------------------------------------------------
 
 
@@ -176,14 +198,21 @@ def test_caches_of_features_are_refused():
         FeynmanKacSteerer(pipe, second)
     pipe.transformer.disable_cache()
     FeynmanKacSteerer(pipe, second)
+    apply_taylorseer_cache(pipe.transformer, TaylorSeerCacheConfig())  # as diffusers allows for any model
+    with pytest.raises(ValueError, match="transformer caches features of each row"):
+        FeynmanKacSteerer(pipe, second)
 
 
 def test_momentum_of_guiders_is_refused_until_it_is_off():
     pipe = cases()["HunyuanImagePipeline"].build()
-    with pytest.raises(ValueError, match="its guider keeps a momentum .*: set adaptive_projected_guidance_mom"):
+    with pytest.raises(ValueError, match=r"its guider keeps a momentum .*: set pipe\.guider\.adaptive_pro"):
         FeynmanKacSteerer(pipe, second)
     pipe.guider.adaptive_projected_guidance_momentum = None
     FeynmanKacSteerer(pipe, second)
+    pipe.ocr_guider = copy.deepcopy(pipe.guider)
+    pipe.ocr_guider.adaptive_projected_guidance_momentum = -0.5
+    with pytest.raises(ValueError, match="its ocr_guider keeps a momentum"):
+        FeynmanKacSteerer(pipe, second)
 
 
 def test_pipelines_that_run_twice_are_refused():
@@ -211,8 +240,10 @@ def test_initial_noise_of_another_scale_is_noticed():
     case = cases()["PRXPixelPipeline"]
     pipe = case.build()
     pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler)
-    with pytest.raises(ValueError, match="expected initial noise of standard deviation 1, got 2.*pass noise_scale"):
-        pipe(num_inference_steps=3, generator=tiny.seeded(), **case.call())
+    for generator in (None, tiny.seeded(1)):
+        pipe.scheduler.set_generator(generator)
+        with pytest.raises(ValueError, match="expected initial noise of standard deviation 1, got 2.*pass noise_scale"):
+            pipe(num_inference_steps=3, generator=tiny.seeded(), **case.call())
 
 
 def test_a_scaled_noise_has_the_models_law():
@@ -239,3 +270,43 @@ def test_modular_pipelines_are_refused():
 
     with pytest.raises(ValueError, match="FluxModularPipeline cannot be steered: modular pipelines have a call of the"):
         FeynmanKacSteerer(FluxAutoBlocks().init_pipeline(), second)
+
+
+# ---- constructors that rewrite the scheduler's config ----------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_a_constructor_mends_is_heeded():
+    """Stable Diffusion's sets `clip_sample` and `steps_offset` of outdated configs, wherever the scheduler is put."""
+    outdated = {"beta_schedule": "scaled_linear", "clip_sample": True, "steps_offset": 0}
+    images = []
+    for glass in (False, True):
+        scheduler = DDIMScheduler(**outdated)
+        if glass:
+            scheduler = GLASSScheduler.from_scheduler(scheduler, num_transitions=1, solver_order=1)
+        pipe = tiny.sd(scheduler=scheduler)
+        options = {"num_inference_steps": 5, "generator": tiny.seeded(), "output_type": "np"}
+        images.append(pipe("a cat", **options, **tiny.SD_CALL).images)
+    np.testing.assert_allclose(*images, atol=1e-5)
+    assert pipe.scheduler.timesteps[-1] == 1
+    made_anew = GLASSScheduler.from_config(pipe.scheduler.config)
+    assert made_anew.config["native"]["steps_offset"] == 1
+    assert made_anew.config["glass"]["num_transitions"] == 1
+
+
+def test_what_a_constructor_adds_is_heeded():
+    case = cases()["Cosmos2TextToImagePipeline"]
+    pipe = case.build()
+    native = type(pipe.scheduler)(**{k: v for k, v in pipe.scheduler.config.items() if k == "use_karras_sigmas"})
+    glass = GLASSScheduler.from_scheduler(native, num_transitions=1, solver_order=1)
+    outputs = []
+    for scheduler in (native, glass):
+        again = type(pipe)(**{**pipe.components, "scheduler": scheduler})
+        again.set_progress_bar_config(disable=True)
+        outputs.append(again(num_inference_steps=5, generator=tiny.seeded(), output_type="np", **case.call())[0])
+    np.testing.assert_allclose(*outputs, atol=2 / 255)
+
+
+def test_edited_options_count():
+    config = dict(GLASSScheduler(num_transitions=5).config) | {"num_transitions": 2}
+    assert GLASSScheduler.from_config(config).config["glass"]["num_transitions"] == 2

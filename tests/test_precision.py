@@ -47,6 +47,21 @@ def test_no_drift(name, dtype):
         assert error(ours, dtype) <= native, num_transitions
 
 
+def test_a_host_that_rounds_edits_nothing():
+    """Mochi hands float32 latents to `step` and keeps bfloat16: the second order survives."""
+    last = {}
+    for rounded, order in ((False, 1), (False, 2), (True, 2)):
+        scheduler = GLASSScheduler.from_scheduler(NATIVES["flow"], num_transitions=1, solver_order=order)
+        scheduler.set_timesteps(12)
+        x = torch.randn(8, 3, 16, 16, generator=tiny.seeded())
+        for t in scheduler.timesteps:
+            x = x.bfloat16().float() if rounded else x
+            x = scheduler.step(network(x, t), t, x).prev_sample
+        last[rounded, order] = x
+    order, rounding = ((last[False, 2] - other).square().mean().sqrt() for other in (last[False, 1], last[True, 2]))
+    assert rounding < order / 4
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("make", [tiny.flux, tiny.sd])
 def test_pipelines_in_half_precision(make, dtype):

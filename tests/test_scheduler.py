@@ -94,6 +94,15 @@ def test_refusals():
         GLASSScheduler.from_config("folder")
     with pytest.raises(ValueError, match="num_transitions: expected at least 1, got 0"):
         GLASSScheduler(num_transitions=0)
+    for number in (2.5, True, "3"):
+        with pytest.raises(ValueError, match="num_transitions: expected at least 1, got"):
+            GLASSScheduler(num_transitions=number)
+    with pytest.raises(ValueError, match="noise_scale: expected a positive number"):
+        GLASSScheduler(noise_scale=0)
+    with pytest.raises(TypeError, match=r"config: expected a scheduler's config, got DDIMScheduler: pass pipe"):
+        GLASSScheduler.from_config(NATIVES["ddim"])
+    with pytest.raises(TypeError, match=r"scheduler: expected pipe\.scheduler, got NoneType"):
+        GLASSScheduler.from_scheduler(None)
     with pytest.raises(ValueError, match="correlation: expected"):
         GLASSScheduler(correlation=2.0)
     with pytest.raises(ValueError, match="prediction_type: expected one of .* got 'flow_prediction'"):
@@ -383,6 +392,10 @@ def test_begin_index_is_found_from_the_first_timestep():
         with pytest.raises(ValueError, match="the run has ended"):
             scheduler.step(v, t, latents)
     assert torch.equal(*last)
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(7)
+    with pytest.raises(ValueError, match="set_begin_index: expected 0 to 3, got 7"):
+        scheduler.step(v, scheduler.timesteps[0], x)
     scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="is not in scheduler.timesteps"):
         scheduler.step(v, torch.tensor(123.4), x)

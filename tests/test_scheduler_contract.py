@@ -251,7 +251,7 @@ def test_errors_leave_the_scheduler_usable(case):
     with pytest.raises(ValueError, match="timestep -5.0 is not in scheduler.timesteps"):
         glass.step(network(noise()), -5, noise())
     x = go(glass, noise(), stop=3)
-    with pytest.raises(ValueError, match="expected the sample returned last"):
+    with pytest.raises(ValueError, match="expected a sample of shape"):
         glass.step(network(x[:1]), glass.timesteps[3], x[:1])
     with pytest.raises(ValueError, match="eta: expected 0, got 0.5"):
         glass.step(network(x), glass.timesteps[3], x, eta=0.5)

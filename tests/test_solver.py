@@ -189,7 +189,8 @@ def test_an_edit_moves_the_network_input_by_itself():
     x, e, delta = torch.randn(3, 5, 3, generator=generator, dtype=torch.float64)
     state = InnerState(x, e)
     for step in blocks(12, 3)[1].steps:
-        after = moved(step, state, delta)
+        now = network_input(step, state)
+        after = moved(step, state, now + delta, now)
         torch.testing.assert_close(network_input(step, after), network_input(step, state) + delta, rtol=0, atol=1e-12)
         base, innovation = after.base - x, after.innovation - e
         torch.testing.assert_close(step.sin * base, step.cos * innovation, rtol=0, atol=1e-12)

@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 import tiny
 from glassflows import FeynmanKacSteerer, GLASSScheduler
-from glassflows.decode import Call, decoder
+from glassflows.decode import PipelineCall, decoder
 from glassflows.smc import filter as smc
 from glassflows.smc.weights import ess, log_mean, normalise
 
@@ -160,7 +160,7 @@ def test_half_precision_pipelines():
     """Latents reach `decode` in the pipeline's own dtype, rewards in float32."""
     pipe, seen = tiny.flux().to(torch.bfloat16), []
     latents = torch.randn(4, 24, 16, generator=tiny.seeded()).bfloat16()
-    own = decoder(Call(pipe, tiny.FLUX_CALL))
+    own = decoder(PipelineCall(pipe, tiny.FLUX_CALL))
     steerer = FeynmanKacSteerer(pipe, brightness, 4, decode=lambda z: seen.append(z.dtype) or own(z), num_transitions=3)
     out = steerer("a cat", latents=latents, output_type="np", **call(pipe))
     assert seen == [torch.bfloat16] * 2

@@ -16,7 +16,7 @@ _REMEDY = "pass decode=, a function from latents to images (N, 3, H, W) in [0, 1
 
 
 @dataclass(frozen=True)
-class Call:
+class PipelineCall:
     """A call of a pipeline.
 
     Args:
@@ -41,10 +41,10 @@ class Call:
         return asked or self.pipe.default_sample_size * self.pipe.vae_scale_factor
 
 
-Family = Callable[[Call, Tensor], Tensor]
+Family = Callable[[PipelineCall, Tensor], Tensor]
 
 
-def decoder(call: Call) -> Decode:
+def decoder(call: PipelineCall) -> Decode:
     """Return the function that turns latents, as the scheduler sees them, into what the reward sees, float32.
 
     That is images (N, 3, H, W) or videos (N, frames, 3, H, W) in [0, 1], or waveforms (N, channels, samples).
@@ -71,8 +71,8 @@ def _family(pipe: Any) -> Family | None:
     if type(pipe).__name__ == "WanImageToVideoPipeline" and pipe.config.expand_timesteps:
         return None  # the first frame is not the model's
     for cls in type(pipe).__mro__:
-        if cls.__name__ in _CLASSES:
-            return _CLASSES[cls.__name__]
+        if cls.__name__ in _UNLIKE_THEIR_PACKAGE:
+            return _UNLIKE_THEIR_PACKAGE[cls.__name__]
         package = cls.__module__.removeprefix("diffusers.pipelines.").split(".")[0]
         if package in _PACKAGES:
             return _PACKAGES[package]
@@ -82,22 +82,22 @@ def _family(pipe: Any) -> Family | None:
 # ---- images ----------------------------------------------------------------------------------------------------------
 
 
-def _image(call: Call, latents: Tensor) -> Tensor:
+def _image(call: PipelineCall, latents: Tensor) -> Tensor:
     """One latent per image."""
     return _finished(call, _decoded(call.pipe.vae, latents))
 
 
-def _image_standardised(call: Call, latents: Tensor) -> Tensor:
+def _image_standardised(call: PipelineCall, latents: Tensor) -> Tensor:
     """By mean and standard deviation alone."""
     return _finished(call, _decoded(call.pipe.vae, latents, scaling_factor=1.0))
 
 
-def _image_unshifted(call: Call, latents: Tensor) -> Tensor:
+def _image_unshifted(call: PipelineCall, latents: Tensor) -> Tensor:
     """As SD3's inpainting does, though it encodes with a shift."""
     return _finished(call, _decoded(call.pipe.vae, latents, shift_factor=0.0))
 
 
-def _packed(call: Call, latents: Tensor) -> Tensor:
+def _packed(call: PipelineCall, latents: Tensor) -> Tensor:
     """Latents packed into tokens, which the pipeline itself unpacks; video autoencoders hold an image as one frame."""
     pipe = call.pipe
     known = {name: call.size(name) for name in ("height", "width")}
@@ -112,7 +112,7 @@ def _packed(call: Call, latents: Tensor) -> Tensor:
     return _finished(call, images[:, :, 0] if images.ndim == 5 else images)
 
 
-def _normalised(call: Call, latents: Tensor) -> Tensor:
+def _normalised(call: PipelineCall, latents: Tensor) -> Tensor:
     """Patches of 2 × 2 latents, in tokens or in place, normalised by the autoencoder's batch statistics."""
     pipe = call.pipe
     if latents.ndim == 3:
@@ -126,17 +126,17 @@ def _normalised(call: Call, latents: Tensor) -> Tensor:
     return _finished(call, pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0])
 
 
-def _quantised(call: Call, latents: Tensor) -> Tensor:
+def _quantised(call: PipelineCall, latents: Tensor) -> Tensor:
     """Kandinsky's MoVQ."""
     return _unit(call.pipe.movq.decode(latents.to(call.pipe.movq.dtype), force_not_quantize=True)["sample"])
 
 
-def _pixels(call: Call, latents: Tensor) -> Tensor:
+def _pixels(call: PipelineCall, latents: Tensor) -> Tensor:
     """Models of pixels have no latents."""
     return _finished(call, latents)
 
 
-def _kandinsky5(call: Call, latents: Tensor) -> Tensor:
+def _kandinsky5(call: PipelineCall, latents: Tensor) -> Tensor:
     """Channels last, frames first."""
     latents = latents.permute(0, 4, 1, 2, 3)
     if getattr(call.pipe, "video_processor", None) is not None:
@@ -147,52 +147,52 @@ def _kandinsky5(call: Call, latents: Tensor) -> Tensor:
 # ---- videos ----------------------------------------------------------------------------------------------------------
 
 
-def _video(call: Call, latents: Tensor) -> Tensor:
+def _video(call: PipelineCall, latents: Tensor) -> Tensor:
     """Latents (N, C, frames, h, w)."""
     return _frames(call, _decoded(call.pipe.vae, latents))
 
 
-def _first_frame(call: Call, latents: Tensor) -> Tensor:
+def _first_frame(call: PipelineCall, latents: Tensor) -> Tensor:
     """A video model that draws images."""
     return _video(call, latents)[:, 0]
 
 
-def _animatediff(call: Call, latents: Tensor) -> Tensor:
+def _animatediff(call: PipelineCall, latents: Tensor) -> Tensor:
     """Latents (N, C, frames, h, w), which the pipeline has a method for."""
     return _frames(call, call.pipe.decode_latents(latents.to(call.pipe.vae.dtype)))
 
 
-def _latte(call: Call, latents: Tensor) -> Tensor:
+def _latte(call: PipelineCall, latents: Tensor) -> Tensor:
     return _frames(call, call.pipe.decode_latents(latents.to(call.pipe.vae.dtype), latents.shape[2]))
 
 
-def _stable_video(call: Call, latents: Tensor) -> Tensor:
+def _stable_video(call: PipelineCall, latents: Tensor) -> Tensor:
     """Latents (N, frames, C, h, w), decoded in chunks as the call asks."""
     frames = latents.shape[1]
     chunk = call.asked("decode_chunk_size") or frames
     return _frames(call, call.pipe.decode_latents(latents.to(call.pipe.vae.dtype), frames, chunk))
 
 
-def _allegro(call: Call, latents: Tensor) -> Tensor:
+def _allegro(call: PipelineCall, latents: Tensor) -> Tensor:
     """The autoencoder works in whole tiles; the rest is cut off."""
     videos = call.pipe.decode_latents(latents.to(call.pipe.vae.dtype))
     return _frames(call, videos[:, :, : call.asked("num_frames"), : call.size("height"), : call.size("width")])
 
 
-def _cogvideox(call: Call, latents: Tensor) -> Tensor:
+def _cogvideox(call: PipelineCall, latents: Tensor) -> Tensor:
     """Latents (N, frames, C, h, w), padded in front to whole patches where the number of frames is asked for."""
     asked = call.asked("num_frames")
     padding = 0 if asked is None else latents.shape[1] - ((asked - 1) // call.pipe.vae_scale_factor_temporal + 1)
     return _frames(call, call.pipe.decode_latents(latents[:, padding:].to(call.pipe.vae.dtype)))
 
 
-def _vace(call: Call, latents: Tensor) -> Tensor:
+def _vace(call: PipelineCall, latents: Tensor) -> Tensor:
     """Wan VACE puts its reference images in front."""
     frames = (call.asked("num_frames") - 1) // call.pipe.vae_scale_factor_temporal + 1
     return _video(call, latents[:, :, -frames:])
 
 
-def _ltx(call: Call, latents: Tensor) -> Tensor:
+def _ltx(call: PipelineCall, latents: Tensor) -> Tensor:
     """Tokens; those of conditions come before (LTX-Condition) or after (LTX-2)."""
     pipe, vae = call.pipe, call.pipe.vae
     frames = (call.asked("num_frames") - 1) // pipe.vae_temporal_compression_ratio + 1
@@ -208,7 +208,7 @@ def _ltx(call: Call, latents: Tensor) -> Tensor:
     return _frames(call, vae.decode(latents.to(vae.dtype), timestep, return_dict=False)[0])
 
 
-def _frames(call: Call, videos: Tensor) -> Tensor:
+def _frames(call: PipelineCall, videos: Tensor) -> Tensor:
     """(N, 3, frames, H, W) in [-1, 1] → (N, frames, 3, H, W) in [0, 1]."""
     return call.pipe.video_processor.postprocess_video(videos, output_type="pt")
 
@@ -216,7 +216,7 @@ def _frames(call: Call, videos: Tensor) -> Tensor:
 # ---- sound -----------------------------------------------------------------------------------------------------------
 
 
-def _audioldm2(call: Call, latents: Tensor) -> Tensor:
+def _audioldm2(call: PipelineCall, latents: Tensor) -> Tensor:
     """Latents → mel spectrogram → waveform."""
     waveforms = call.pipe.mel_spectrogram_to_waveform(_decoded(call.pipe.vae, latents))
     seconds = call.given.get("audio_length_in_s")
@@ -224,7 +224,7 @@ def _audioldm2(call: Call, latents: Tensor) -> Tensor:
     return waveforms[:, None, :length]
 
 
-def _waveform(call: Call, latents: Tensor) -> Tensor:
+def _waveform(call: PipelineCall, latents: Tensor) -> Tensor:
     """Latents (N, C, length), or (N, length, C), straight to waveforms, cut as the call says."""
     if "LongCat" in type(call.pipe).__name__:
         latents = latents.transpose(1, 2)
@@ -264,7 +264,7 @@ def _unscaled(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
     return latents / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
 
 
-def _finished(call: Call, images: Tensor) -> Tensor:
+def _finished(call: PipelineCall, images: Tensor) -> Tensor:
     """[-1, 1] → [0, 1]; where the pipeline ran at a size of its own, cut to the size asked for."""
     processor = getattr(call.pipe, "image_processor", None)
     height, width = (call.given.get(name) for name in ("height", "width"))
@@ -299,7 +299,7 @@ _FAMILIES: dict[Family, str] = {  # packages of diffusers.pipelines
     _waveform: "stable_audio stable_audio_3 longcat_audio_dit",
 }
 _PACKAGES = {package: family for family, packages in _FAMILIES.items() for package in packages.split()}
-_CLASSES: dict[str, Family | None] = {  # unlike their package; None: `step` sees not just the sample
+_UNLIKE_THEIR_PACKAGE: dict[str, Family | None] = {  # unlike their package; None: `step` sees not just the sample
     "AnimateDiffPAGPipeline": _animatediff,
     "Cosmos2TextToImagePipeline": _first_frame,
     "Cosmos3OmniPipeline": None,

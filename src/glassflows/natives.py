@@ -22,14 +22,9 @@ from .flow.noise import NoiseLevel, NoiseSchedule, RectifiedFlow, Trigonometric,
 
 HEUN = ("FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler")  # their lists name each call but the first twice
 FLOW = ("FlowMatchEulerDiscreteScheduler", "HeliosScheduler", HEUN[0])  # step over σ of the straight path
-CLIPPED = (  # honour `clip_sample`
-    "DDIMScheduler",
-    "DDIMParallelScheduler",
-    "DDPMScheduler",
-    "DDPMParallelScheduler",
-    "UnCLIPScheduler",
-)
-TABLE = (*CLIPPED, "PNDMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")  # step over alphas_cumprod
+_DDPM = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "UnCLIPScheduler")
+TABLE = (*_DDPM, "PNDMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")  # step over alphas_cumprod
+CLIPPED = (*_DDPM, HEUN[1])  # honour `clip_sample`
 EDM = ("EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler")  # step over σ, data of a given scale
 EXPLODING = (  # step over x = z + σ ε
     "EulerDiscreteScheduler",
@@ -70,6 +65,7 @@ _REASONS = {
     ),
 }  # fmt: skip
 _COSMOS2 = ("sigma_data", "sigma_max", "sigma_min", "final_sigmas_type")  # which its pipelines add to the config
+JUMPING = next(iter(_REASONS.values()))
 REFUSED = {name: reason for reason, names in _REASONS.items() for name in names}
 
 
@@ -99,13 +95,24 @@ def class_name(config: Mapping[str, Any]) -> str:
     name = config.get("_class_name")
     if name is None:
         keys = {key for key in config if not key.startswith("_")}
-        name = next((known for known in (*SUPPORTED, *REFUSED) if parameters(known) == keys), None)
-    if name is None:
-        raise ValueError(
-            "config: it has no '_class_name' and its keys are those of no known scheduler: "
-            "use GLASSScheduler.from_scheduler(pipe.scheduler), which reads the class off the object"
-        )
+        fitting = [known for known in (*SUPPORTED, *REFUSED) if keys and parameters(known) == keys]
+        if not fitting or any(known in JUMPING for known in fitting):
+            raise ValueError(
+                f"config: it has no '_class_name' and its keys are those of {' or '.join(fitting) or 'no scheduler'}: "
+                "use GLASSScheduler.from_scheduler(pipe.scheduler), which reads the class off the object"
+            )
+        name = fitting[0]
     return check_class(name)
+
+
+def current(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the native part of the config of a GLASSScheduler, as hosts may have rewritten it since.
+
+    Stable Diffusion's constructor mends old configs, that of Cosmos 2 adds to them; they know the visible keys only.
+    """
+    native = dict(config["native"])
+    added = _COSMOS2 if native["_class_name"] in FLOW and "sigma_data" in config else ()
+    return native | {key: config[key] for key in (*native, *added) if key in config and not key.startswith("_")}
 
 
 def check_class(name: str) -> str:
@@ -173,8 +180,8 @@ class Native:
         self.data_scale: float = config["sigma_data"] if self.name in EDM else 1.0
         if config.get("stages", 1) > 1:
             raise ValueError(f"stages: expected 1, got {config['stages']}: a pyramid changes its resolution as it goes")
-        if noise_scale != 1 and not self.is_flow:
-            raise ValueError(f"noise_scale: expected 1 for {self.name}, which is no flow, got {noise_scale}")
+        if not noise_scale > 0 or (noise_scale != 1 and not self.is_flow):
+            raise ValueError(f"noise_scale: expected a positive number, 1 where it is no flow, got {noise_scale}")
         self.prediction: Prediction = self._prediction()
         self.schedule: NoiseSchedule = RectifiedFlow(noise_scale) if self.is_flow else self._schedule()
 
@@ -324,7 +331,8 @@ class Native:
         flipped = self.inverted or (self.name in EDM and self.config["prediction_type"] == "epsilon")
         path = NoiseLevel(level.t, level.t, 1 - level.t) if self.is_flow else level  # a velocity is dx/dt, scale or no
         z = denoised(-output if flipped else output, x_t, path, self.prediction)
-        if self.config.get("thresholding") and hasattr(self.scheduler, "_threshold_sample"):
+        thresholds = hasattr(self.scheduler, "_threshold_sample") and self.config.get("predict_x0", True)
+        if self.config.get("thresholding") and thresholds:
             return self.scheduler._threshold_sample(z)
         if self.config.get("clip_sample") and self.name in CLIPPED:
             limit = self.config["clip_sample_range"]

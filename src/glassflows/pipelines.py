@@ -38,27 +38,35 @@ _UNSTEERABLE = {name: reason for reason, names in _REASONS.items() for name in n
 
 def check_steerable(pipe: Any) -> None:
     """Raise ValueError, with the reason, for a pipeline whose rows have state that resampling would not reach."""
-    reason = next((_UNSTEERABLE[cls.__name__] for cls in type(pipe).__mro__ if cls.__name__ in _UNSTEERABLE), None)
-    if isinstance(pipe, ModularPipeline):
-        reason = "modular pipelines have a call of their own: steer the pipeline class it stands for"
-    if getattr(pipe, "audio_scheduler", None) is not None:
-        reason = "its sound has a scheduler of its own: leave out the component audio_scheduler"
-    if getattr(getattr(pipe, "guider", None), "adaptive_projected_guidance_momentum", None):
-        reason = "its guider keeps a momentum of each row: set adaptive_projected_guidance_momentum=None"
-    for name, component in pipe.components.items():
-        if getattr(component, "is_cache_enabled", False):
-            reason = f"{name} caches features of each row: call pipe.{name}.disable_cache()"
-        if getattr(getattr(component, "config", None), "use_meanflow", False):
-            reason = f"{name} was distilled to jump (mean flow), so it gives no denoised mean"
-    if reason:
+    if reason := next(_reasons(pipe), None):
         raise ValueError(f"{type(pipe).__name__} cannot be steered: {reason}")
+
+
+def _reasons(pipe: Any) -> Iterator[str]:
+    if isinstance(pipe, ModularPipeline):
+        yield "modular pipelines have a call of their own: steer the pipeline class it stands for"
+    for cls in type(pipe).__mro__:
+        if cls.__name__ in _UNSTEERABLE:
+            yield _UNSTEERABLE[cls.__name__]
+    if getattr(pipe, "audio_scheduler", None) is not None:
+        yield "its sound has a scheduler of its own: leave out the component audio_scheduler"
+    for name, component in pipe.components.items():
+        if getattr(component, "adaptive_projected_guidance_momentum", None):
+            yield f"its {name} keeps a momentum of each row: set pipe.{name}.adaptive_projected_guidance_momentum=None"
+        if getattr(getattr(component, "config", None), "use_meanflow", False):
+            yield f"{name} was distilled to jump (mean flow), so it gives no denoised mean"
+        for module in component.modules() if isinstance(component, torch.nn.Module) else ():
+            hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+            if any(hook._is_stateful for hook in hooks.values()):
+                yield f"{name} caches features of each row: call pipe.{name}.disable_cache(), or load it anew"
 
 
 def arranged(pipe: Any, given: Mapping[str, Any], number: int) -> tuple[dict[str, Any], list[str | None]]:
     """Lay out `number` samples of each prompt, prompt-major.
 
-    By the pipeline's own count where a prompt is given and the count is honoured; else every argument with a row per
-    prompt (prompts, embeddings, masks, images, class labels) gets `number` of each.
+    By the pipeline's own count where a prompt is given and the count is honoured; else, and where every prompt has an
+    image of its own, every argument with a row per prompt (prompts, embeddings, masks, images, class labels) gets
+    `number` of each.
 
     Returns:
         The arguments of the call, and the prompt of each sample, None where only embeddings were given.
@@ -69,7 +77,8 @@ def arranged(pipe: Any, given: Mapping[str, Any], number: int) -> tuple[dict[str
     ignored = type(pipe).__name__.startswith(_IGNORE_COUNT)
     count = None if ignored else next((name for name in COUNTS if name in parameters), None)
     embedded = [value for name, value in given.items() if "embed" in name or name == "class_labels"]
-    if count and (prompts or not embedded or type(pipe).__name__ in _COUNT_EMBEDDINGS):
+    own_images = len(prompts) > 1 and any(_rows(value) == len(prompts) for value in given.values())
+    if count and not own_images and (prompts or not embedded or type(pipe).__name__ in _COUNT_EMBEDDINGS):
         groups, arguments = len(prompts) or 1, {**given, count: number}
     elif "batch_size" in parameters:  # unconditional
         groups, arguments = 1, {**given, "batch_size": number}
@@ -79,6 +88,14 @@ def arranged(pipe: Any, given: Mapping[str, Any], number: int) -> tuple[dict[str
     if "prompt" in parameters and parameters["prompt"].default is inspect.Parameter.empty:
         arguments.setdefault("prompt", None)
     return arguments, [one for one in prompts or [None] * groups for _ in range(number)]
+
+
+def _rows(value: Any) -> int | None:
+    """Return the number of images of an argument that holds some."""
+    if isinstance(value, Tensor) and value.ndim > 3:
+        return len(value)
+    is_list = isinstance(value, list) and value and all(isinstance(one, Tensor | Image) for one in value)
+    return len(value) if is_list else None
 
 
 def _repeated(name: str, value: Any, groups: int, number: int) -> Any:

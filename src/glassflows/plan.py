@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
@@ -15,7 +15,15 @@ from .flow.transition import Correlations, check_num_transitions
 from .natives import Native
 
 FirstTransition = Literal["ode", "posterior"]
-Call = tuple[int, Block, int]  # number of the transition, its timetable, number of the call in it
+
+
+class PlannedCall(NamedTuple):
+    """A network call of a run: the i-th of transition k, which may draw noise at its first."""
+
+    k: int
+    block: Block
+    i: int
+    draws: bool
 
 
 @dataclass(frozen=True)
@@ -101,17 +109,27 @@ class Plan:
             return self._levels[index]
         return self._levels[self.find(timestep)] if timestep in self._labels else self._native.level_at(timestep)
 
-    def calls(self, begin: int) -> list[Call]:
+    def calls(self, begin: int) -> list[PlannedCall]:
         """Return the calls of a run that begins at call `begin`.
 
         On the native grid the transitions are laid anew over what remains; else the host holds the times already, and
         the transition it begins in is cut. So that calls and timesteps share their index, the list begins with
         repetitions of the first.
+
+        Raises:
+            ValueError: if there is no such call.
         """
+        if not 0 <= begin < len(self._labels):
+            raise ValueError(f"set_begin_index: expected 0 to {len(self._labels) - 1}, got {begin}")
         if begin > 0 and self._transitions.on_native_grid:
             blocks = self._transitions.lay(self._grid.levels[begin:], self._native)
         else:
             solver, draw_first = self._transitions.solver, self._transitions.draw_first
             blocks = cut(self._blocks, begin, solver, draw_first) if begin else self._blocks
-        calls = [(k, block, i) for k, block in enumerate(blocks) for i in range(len(block.steps))]
+        first = self._transitions.draw_first and (begin == 0 or blocks[0].transition.base_snr > 0)  # else cut, the ODE
+        calls = [
+            PlannedCall(k, block, i, draws=i == 0 and (k > 0 or first))
+            for k, block in enumerate(blocks)
+            for i in range(len(block.steps))
+        ]
         return [calls[0]] * (len(self._labels) - len(calls)) + calls

@@ -33,20 +33,10 @@ class NoiseSource:
         """Forget the rows of the last run; copies are numbered anew, so that a repeated run repeats them."""
         self._rows, self._num_copies = [], 0
 
-    def begin(self, sample: Tensor, generator: Generators | None, level: NoiseLevel) -> None:
-        """Seed the rows of a run by their initial latents, at a noise level, if no other source is given.
-
-        Raises:
-            ValueError: if the initial noise is larger than the level says.
-        """
-        if generator is not None or self.generator is not None:
-            return
-        if level.alpha == 0 and sample.float().std() > 1.5 * level.sigma:
-            raise ValueError(
-                f"step: expected initial noise of standard deviation {level.sigma:g}, got {sample.float().std():.3g}: "
-                "pass noise_scale=pipe.config.noise_scale (PRX-Pixel)"
-            )
-        self._rows = [torch.Generator().manual_seed(seed) for seed in row_seeds(sample, self._stream)]
+    def begin(self, sample: Tensor, generator: Generators | None) -> None:
+        """Seed the rows of a run by their initial latents, if no other source is given."""
+        if generator is None and self.generator is None:
+            self._rows = [torch.Generator().manual_seed(seed) for seed in row_seeds(sample, self._stream)]
 
     def draw(self, like: Tensor, generator: Generators | None) -> Tensor:
         """Return standard normal noise, float32, shape and device of `like`."""
@@ -58,7 +48,10 @@ class NoiseSource:
                     "pass a single generator"
                 )
             return randn_tensor(like.shape, generator=source, device=like.device, dtype=torch.float32)
-        return torch.stack([torch.randn(like.shape[1:], generator=row) for row in self._rows]).to(like.device)
+        noise = torch.stack([torch.randn(like.shape[1:], generator=row) for row in self._rows])
+        if like.device.type == "cuda":
+            noise = noise.pin_memory()  # so that the copy waits for nothing
+        return noise.to(like.device, non_blocking=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoiseSource:
         self._num_copies += 1
@@ -67,6 +60,19 @@ class NoiseSource:
         new.generator = _forked(self.generator, new._stream)
         new._rows = _forked(self._rows, new._stream)
         return new
+
+
+def check_initial_noise(sample: Tensor, level: NoiseLevel) -> None:
+    """Raise ValueError if the latents a run begins with, where they are pure noise, are larger than the level says."""
+    if level.alpha > 0 or sample.is_meta or sample.numel() < 64:
+        return
+    spread = float(sample.float().std())
+    if spread > 1.5 * level.sigma:
+        raise ValueError(
+            f"step: expected initial noise of standard deviation {level.sigma:g}, got {spread:.3g}: scale latents that "
+            "are passed, or, where the pipeline begins with larger noise (PRX-Pixel: pipe.config.noise_scale), pass "
+            "noise_scale to GLASSScheduler"
+        )
 
 
 def row_seeds(sample: Tensor, stream: tuple[int, ...] = ()) -> list[int]:

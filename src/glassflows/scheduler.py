@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -19,8 +19,8 @@ from .flow.solver import InnerGrid, Solver
 from .flow.state import InnerState, advance, correct, leave, moved, network_input, start
 from .flow.transition import Correlations, check_correlations
 from .natives import Native
-from .plan import Call, FirstTransition, Plan, Transitions
-from .randomness import Generators, NoiseSource
+from .plan import FirstTransition, Plan, PlannedCall, Transitions
+from .randomness import Generators, NoiseSource, check_initial_noise
 
 _OWN = ("num_transitions", "correlation", "solver_order", "corrector", "inner_grid", "first_transition", "noise_scale")
 _CLASSES = ("GLASSScheduler", "GLASSFlowMatchScheduler")
@@ -84,6 +84,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
     order = 1
     init_noise_sigma = 1.0
+    model_outputs, last_sample = (), None  # which ChronoEdit looks through for frames to drop
     _compatibles: ClassVar = list(natives.SUPPORTED)
 
     @register_to_config
@@ -142,11 +143,12 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             TypeError: if an option is known neither to GLASSScheduler nor to the native scheduler.
             ValueError: if the native class is not supported or cannot be told from the config.
         """
-        if not hasattr(config, "items"):
+        if not isinstance(config, Mapping):
             hint = "pass pipe.scheduler.config, or use GLASSScheduler.from_pretrained for a path"
             raise TypeError(f"config: expected a scheduler's config, got {type(config).__name__}: {hint}")
         if config.get("_class_name") in _CLASSES:
-            native, own = dict(config["native"]), dict(config["glass"])
+            native, own = natives.current(config), dict(config["glass"])
+            own |= {key: config[key] for key in own if key in config and key not in native}  # edited since
         else:
             native, own = {**config, "_class_name": natives.class_name(config)}, {}
         own |= {key: options.pop(key) for key in _OWN if key in options}
@@ -168,6 +170,8 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             scheduler: `pipe.scheduler`, native or a GLASSScheduler.
             options: Options of `GLASSScheduler` (which win over those of a GLASSScheduler).
         """
+        if not hasattr(scheduler, "config"):
+            raise TypeError(f"scheduler: expected pipe.scheduler, got {type(scheduler).__name__}")
         is_glass = isinstance(scheduler, GLASSScheduler)
         native = scheduler._native.scheduler if is_glass else scheduler
         own = scheduler._options if is_glass else {}
@@ -212,6 +216,8 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             ValueError: if the native scheduler does not take these arguments.
         """
         given = {"sigmas": sigmas, "mu": mu, "timesteps": timesteps}
+        if (native := natives.current(self.config)) != self.config["native"]:
+            self._wrap(natives.build(native))
         plan = self._plan = Plan(self._native, self._transitions, num_inference_steps, device, **given)
         self._reset()
         self.timesteps, self.sigmas, self._end_scale = plan.timesteps, plan.sigmas, plan.end_scale
@@ -231,10 +237,6 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         """Index in `timesteps` of the next network call; None before the first step of a run."""
         return None if self._progress is None else self._progress.next_call
 
-    @property
-    def model_outputs(self) -> Any:  # ChronoEdit would write into it
-        raise NotImplementedError("ChronoEdit's temporal reasoning drops frames within a run, which is not supported")
-
     def __len__(self) -> int:
         return self._native.num_train_timesteps
 
@@ -242,7 +244,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
     def _reset(self) -> None:
         self._begin_index: int | None = None
-        self._calls: list[Call] = []
+        self._calls: list[PlannedCall] = []
         self._progress: _Progress | None = None
         self._noise.reset()
 
@@ -252,8 +254,9 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("step: no timetable yet: call set_timesteps first")
         begin = self._plan.find(float(timestep)) if self._begin_index is None else self._begin_index
         self._calls = self._plan.calls(begin)
-        _, block, _ = self._calls[begin]
-        self._noise.begin(sample, generator, block.transition.t)
+        block = self._calls[begin].block
+        check_initial_noise(sample, block.transition.t)
+        self._noise.begin(sample, generator)
         return _Progress(begin, start(sample.float(), block), None)
 
     def step(
@@ -277,7 +280,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             generator: Source of the noise, or a list of one per row; see the class for the default.
             return_dict: Return a `GLASSSchedulerOutput`; else the tuple (prev_sample, pred_original_sample).
             per_token_timesteps: Given by LTX-Condition, which negates its velocity and itself puts back tokens not due.
-            eta, use_clipped_model_output, prev_timestep: Sent by `DDIMPipeline` and unCLIP priors. DDIM's η is
+            eta, use_clipped_model_output, prev_timestep: Sent by `DDIMPipeline` and unCLIP priors; DDIM's η is
                 `num_transitions` here, steps are along the clipped prediction and to the next timestep.
 
         Raises:
@@ -289,32 +292,28 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         progress = self._progress or self._start(timestep, sample, generator)
         if progress.next_call == len(self.timesteps):
             raise ValueError("step: the run has ended: call set_timesteps to begin another")
-        k, block, i = self._calls[progress.next_call]
+        k, block, i, draws = self._calls[progress.next_call]
         inner_step, x, state = block.steps[i], sample.float(), progress.state
         if progress.returned is not None:
-            if sample.shape != progress.returned.shape:
-                raise ValueError(
-                    f"step: expected the sample returned last, shape {tuple(progress.returned.shape)}, got "
-                    f"{tuple(sample.shape)}: pipelines that drop rows or frames within a run are not supported"
-                )
-            state = moved(inner_step, state, x - progress.returned.float())
+            if sample.shape != (shape := progress.returned.shape):
+                hint = "pipelines that drop rows or frames within a run are not supported"
+                raise ValueError(f"step: expected a sample of shape {tuple(shape)}, got {tuple(sample.shape)}: {hint}")
+            state = moved(inner_step, state, x, progress.returned.float())
         model_output = model_output.float() if per_token_timesteps is None else -model_output.float()
         denoised = self._native.denoised(model_output, x, inner_step.level)
         state = correct(inner_step, state, denoised)
-
         if i == 0:
             scale = self._native.data_scale
             ancestors = self.on_transition(k, sample, scale * denoised) if self.on_transition else None
             if ancestors is not None:
                 state, denoised = state.select(ancestors), denoised[ancestors]
-            if k > 0 or self._transitions.draw_first:
+            if draws:
                 state = replace(state, innovation=self._noise.draw(x, generator))
         state = advance(inner_step, state, denoised)
         if i + 1 < len(block.steps):
             previous = network_input(block.steps[i + 1], state)
         else:
             previous, state = leave(block, state)
-
         next_call = progress.next_call + 1
         if next_call == len(self.timesteps):
             previous = self._end_scale * previous

@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from .decode import Call, Decode, decoder
+from .decode import Decode, PipelineCall, decoder
 from .flow_match import GLASSFlowMatchScheduler
 from .pipelines import COUNTS, arranged, check_steerable, layout, settled_sizes
 from .randomness import row_seeds
@@ -128,7 +128,7 @@ class FeynmanKacSteerer:
         native = self.pipe.scheduler
         scheduler = self._scheduler()
         with settled_sizes(self.pipe) as sizes:
-            run = _Run(self, prompts, self.decode or decoder(Call(self.pipe, given, sizes)))
+            run = _Run(self, prompts, self.decode or decoder(PipelineCall(self.pipe, given, sizes)))
             scheduler.on_transition = run
             try:
                 self.pipe.scheduler = scheduler

@@ -105,16 +105,18 @@ def leave(plan: Block, state: InnerState) -> tuple[Tensor, InnerState]:
     return x_next, InnerState(base=scaled, innovation=scaled, history=history)
 
 
-def moved(step: InnerStep, state: InnerState, delta: Tensor) -> InnerState:
-    """Return the state whose network input at this step is moved by δ, along the sufficient direction.
+def moved(step: InnerStep, state: InnerState, x: Tensor, returned: Tensor) -> InnerState:
+    """Return the state whose network input at this step is x, moved by δ = x − returned along the sufficient direction.
 
     δ(x_t/σ_t) = cos θ · δ/σ_t*,   δe = sin θ · δ/σ_t*
 
-    What a row that was moved had learnt belongs to another path: it forgets it.
+    What a row that was moved had learnt belongs to another path: it forgets it. A host that only rounds its latents, to
+    bfloat16 at the coarsest, moves no row.
     """
-    history = state.history
+    delta, history = x - returned, state.history
     if history is not None:
-        history = history._replace(trust=(_row_mean(delta.abs()) == 0).to(delta.dtype))
+        changed = (delta.abs() > 2**-8 * returned.abs()).to(delta.dtype)
+        history = history._replace(trust=(_row_mean(changed) == 0).to(delta.dtype))
     delta = delta / step.level.sigma
     return InnerState(state.base + step.cos * delta, state.innovation + step.sin * delta, history)
 

@@ -95,13 +95,13 @@ def cut(blocks: Sequence[Block], begin: int, solver: Solver, draw_first: bool = 
     """Return the timetable from call `begin` on.
 
     A transition that is cut has no state to start from but its network input, so it becomes a first transition: through
-    the rest of its calls, to the same end, and the ODE unless `draw_first`.
+    the rest of its calls, to the same end, and the ODE unless `draw_first` and it has not passed that end already.
     """
     blocks = list(blocks)
     while begin >= len(blocks[0].steps):
         begin -= len(blocks.pop(0).steps)
     levels, chosen = [step.level for step in blocks[0].steps[begin:]], blocks[0].transition
-    if not draw_first:
+    if not draw_first or levels[0].snr >= chosen.t_next.snr:
         chosen = first_transition(levels[0], chosen.t_next)
     elif begin > 0:
         chosen = transition(levels[0], chosen.t_next, "ddpm")

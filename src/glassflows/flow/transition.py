@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Literal
 
 from torch import Tensor
@@ -185,7 +185,8 @@ def renewal(fraction: float, schedule: NoiseSchedule = RectifiedFlow()) -> Calla
 
 
 def check_num_transitions(num_transitions: int) -> int:
-    """Return the number of transitions if it is at least 1; raise ValueError otherwise."""
-    if num_transitions < 1:
-        raise ValueError(f"num_transitions: expected at least 1, got {num_transitions}")
+    """Return the number of transitions if it is a whole one of at least 1; raise ValueError otherwise."""
+    whole = isinstance(num_transitions, Integral) and not isinstance(num_transitions, bool)
+    if not whole or num_transitions < 1:
+        raise ValueError(f"num_transitions: expected at least 1, got {num_transitions!r}")
     return num_transitions
