@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from glassflows.rewards import CLIPScore
+from glassflows.rewards import CLIPScore, as_reward
 from scenes import CLIP
 from scenes.draw import draw
 from scenes.grammar import parse
@@ -44,3 +44,19 @@ def test_default_is_openais_large_model(monkeypatch):
     with pytest.raises(OSError, match="offline"):
         CLIPScore()
     assert asked == ["openai/clip-vit-large-patch14"]
+
+
+@pytest.mark.parametrize("takes", ["pil", "numpy"])
+def test_rewards_of_pictures_and_arrays(takes):
+    seen = []
+
+    def brightness(images, prompts):
+        seen.append(images)
+        return [float(np.asarray(image, dtype=np.float32).mean()) for image in images]
+
+    images = torch.stack([torch.zeros(3, 4, 6), torch.ones(3, 4, 6)])
+    scores = as_reward(brightness, takes)(images, ["a", "b"])
+    assert scores == ([0.0, 255.0] if takes == "pil" else [0.0, 1.0])
+    assert seen[0][0].size == ((6, 4) if takes == "pil" else 72)
+    with pytest.raises(ValueError, match="takes: expected one of .*, got 'jax'"):
+        as_reward(brightness, "jax")

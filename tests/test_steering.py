@@ -1,18 +1,24 @@
 """FeynmanKacSteerer around real pipelines at toy size."""
 
+import json
 import math
+from itertools import pairwise
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from PIL.Image import Image
+from PIL.Image import open as open_image
 
 import tiny
 from glassflows import FeynmanKacSteerer, GLASSScheduler
 from glassflows.decode import PipelineCall, decoder
-from glassflows.smc import filter as smc
 from glassflows.smc.weights import ess, log_mean, normalise
+
+matplotlib.use("Agg")
 
 
 def brightness(images, prompts):
@@ -85,18 +91,18 @@ def test_particles_descend_from_their_ancestors():
         return scored[-1].flatten()
 
     out = steer(tiny.flux(), ["a cat", "a dog"], reward=reward, reward_scale=1, ess_threshold=0.9)
-    state = smc.init(2, 4)
-    for rewards, ancestors in zip(scored[:-1], out.ancestors, strict=True):
-        weighed = smc.weigh(state, rewards, 1.0)
-        moved = (ancestors != torch.arange(4)).any(-1) | (ess(weighed.log_weights) < 3.6)
-        state = smc.FilterState(
-            torch.where(moved[:, None], 0.0, weighed.log_weights),
-            weighed.log_evidence + torch.where(moved, log_mean(weighed.log_weights), 0.0),
-            rewards.gather(1, ancestors),
-        )
-    final = smc.weigh(state, scored[-1], 1.0)
-    torch.testing.assert_close(out.log_weights, normalise(final.log_weights))
-    torch.testing.assert_close(out.log_evidence, smc.log_evidence(final))
+    log_weights = torch.zeros(2, 4, dtype=torch.float64)
+    evidence, before = torch.zeros(2, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
+    for rewards, ancestors, resampled in zip(scored[:-1], out.ancestors, out.resampled, strict=True):
+        log_weights = log_weights + rewards - before
+        assert torch.equal(resampled, ess(log_weights) < 3.6)
+        evidence += torch.where(resampled, log_mean(log_weights), 0.0)
+        log_weights = torch.where(resampled[:, None], 0.0, log_weights)
+        before = rewards.gather(1, ancestors)
+    log_weights = log_weights + scored[-1] - before
+    torch.testing.assert_close(out.log_weights, normalise(log_weights))
+    torch.testing.assert_close(out.log_evidence, evidence + log_mean(log_weights))
+    torch.testing.assert_close(out.scored, torch.stack(scored[:-1]))
 
 
 def test_a_prompt_among_others_is_a_prompt_alone():
@@ -259,9 +265,18 @@ def test_bad_input():
     for message, reward in cases.items():
         with pytest.raises(ValueError, match=message):
             steer(pipe, reward=reward)
-    for name in ("num_images_per_prompt", "return_dict"):
-        with pytest.raises(TypeError, match=f"{name}: the steerer sets this itself"):
-            FeynmanKacSteerer(pipe, brightness)("a cat", **{name: 2})
+    with pytest.raises(ValueError, match="num_images_per_prompt: expected 1 to num_particles=8, got 9"):
+        FeynmanKacSteerer(pipe, brightness)("a cat", num_images_per_prompt=9)
+    with pytest.raises(ValueError, match="select: expected one of .*, got 'worst'"):
+        FeynmanKacSteerer(pipe, brightness)("a cat", select="worst")
+    for options in ({"start": 0.8, "stop": 0.2}, {"score_every": 0}, {"decode_batch_size": -1}, {"potential": "min"},
+                    {"resampling": "best"}, {"reward_scale": float("nan")}, {"reward_scale": "large"}):  # fmt: skip
+        with pytest.raises(ValueError, match="expected"):
+            FeynmanKacSteerer(pipe, brightness, **options)
+    with pytest.raises(ValueError, match="reward_scale: expected one per transition, 3, got a list of 2"):
+        steer(pipe, reward_scale=[1.0, 2.0])
+    with pytest.raises(ValueError, match="potential returned .*; expected finite values, one per particle"):
+        steer(pipe, potential=lambda scaled: scaled[-1] / 0)
     with pytest.raises(ValueError, match="output_type"):
         steer(pipe, output_type="jpeg")
     with pytest.raises(ValueError, match="num_particles: expected at least 1, got 0"):
@@ -293,3 +308,188 @@ def test_unknown_pipelines_ask_for_decode():
     with pytest.raises(ValueError, match="do not know how Unknown .*pass decode="):
         FeynmanKacSteerer(pipe, brightness)("a cat")
     assert isinstance(pipe.scheduler, DDIMScheduler)
+
+
+# ---- what is scored, when and how much it counts ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "transitions"),
+    [
+        ({}, (1, 2, 3, 4, 5)),
+        ({"score_every": 2}, (1, 3, 5)),
+        ({"start": 0.3, "stop": 0.7}, (2, 3, 4)),
+        ({"start": 1}, ()),
+    ],
+)
+def test_when_it_is_scored(options, transitions):
+    out = steer(tiny.flux(), num_transitions=6, reward_scale=1, **options)
+    assert out.transitions == transitions
+    assert out.ledger.decodes == 4 * len(transitions)
+    assert out.ledger.reward_calls == 4 * (len(transitions) + 1)  # the final images, too
+    assert out.ledger.network_calls == 24
+
+
+@pytest.mark.parametrize("potential", ["difference", "max", "sum", lambda scaled: 0.3 * scaled[-1]])
+@pytest.mark.parametrize("scale", [1.0, [0.1, 0.5, 1.0], lambda done: done])
+def test_weights_sum_to_the_final_reward(potential, scale):
+    """Without resampling the final weights are exp(λ r), whatever the potential and the schedule."""
+    out = steer(tiny.flux(), potential=potential, reward_scale=scale, ess_threshold=0)
+    torch.testing.assert_close(out.log_weights, normalise(out.rewards))
+    torch.testing.assert_close(out.log_evidence, log_mean(out.rewards))
+    assert out.reward_scale.tolist() == [1.0]
+    assert not out.resampled.any()
+
+
+def test_automatic_scale():
+    """Chosen for each prompt at the first scoring: half of the particles stay effective; kept, and told."""
+    out = steer(tiny.flux(), ["a cat", "a dog"], num_particles=6, reward_scale="auto", ess_threshold=0)
+    np.testing.assert_allclose(out.ess[0], 3.0, rtol=1e-6)
+    np.testing.assert_allclose(ess(out.reward_scale[:, None] * out.scored[0]), 3.0, rtol=1e-6)
+    torch.testing.assert_close(out.log_weights, normalise(out.reward_scale[:, None] * out.rewards))
+    constant = steer(tiny.flux(), reward=lambda images, prompts: torch.ones(4), reward_scale="auto", ess_threshold=1)
+    assert constant.reward_scale.tolist() == [0.0]
+    assert not constant.resampled.any()
+
+
+def test_a_scale_that_does_nothing_is_noticed_once():
+    with pytest.warns(UserWarning, match=r"leaves the weights within 0\.\d% of uniform.* About [\d.e+]+ would leave"):
+        steer(tiny.flux(), reward_scale=1e-6)
+
+
+def test_batches_of_decoding_and_scoring_change_nothing():
+    seen = []
+
+    def counting(images, prompts):
+        seen.append(len(images))
+        return brightness(images, prompts)
+
+    whole = steer(tiny.flux(), ["a cat", "a dog"], reward_scale=1, ess_threshold=1)
+    parts = steer(
+        tiny.flux(), ["a cat", "a dog"], reward=counting, reward_scale=1, ess_threshold=1, decode_batch_size=3,
+        reward_batch_size=5,
+    )  # fmt: skip
+    assert seen == [5, 3] * 3
+    torch.testing.assert_close(parts.rewards, whole.rewards, rtol=0, atol=1e-3)
+    assert torch.equal(parts.ancestors, whole.ancestors)
+    assert vars(parts.ledger).keys() == {"network_calls", "decodes", "reward_calls", "seconds"}
+    assert parts.ledger.seconds["total"] > parts.ledger.seconds["decode"] > 0
+
+
+# ---- what comes back -------------------------------------------------------------------------------------------------
+
+
+def test_selection():
+    pipe = tiny.flux()
+    steerer = FeynmanKacSteerer(pipe, brightness, 4, num_transitions=3, reward_scale=1)
+    arguments = {"generator": tiny.seeded(), "output_type": "np", **call(pipe)}
+    everything = steerer(["a cat", "a dog"], **arguments)
+    best = steerer(["a cat", "a dog"], select="best", **arguments | {"generator": tiny.seeded()})
+    two = steerer(["a cat", "a dog"], num_images_per_prompt=2, **arguments | {"generator": tiny.seeded()})
+    assert np.array_equal(best.images, everything.images[[0, 4]])
+    assert np.array_equal(two.images, everything.images[[0, 1, 4, 5]])
+    assert two.order.tolist() == everything.order[:, :2].tolist()
+    drawn = steerer(["a cat", "a dog"], select="sample", **arguments | {"generator": tiny.seeded()})
+    by_slot = everything.images.reshape(2, 4, 16, 24, 3)
+    for prompt in range(2):
+        slots = {int(slot): i for i, slot in enumerate(everything.order[prompt])}
+        for i, slot in enumerate(drawn.order[prompt].tolist()):
+            assert np.array_equal(drawn.images[4 * prompt + i], by_slot[prompt, slots[slot]])
+    images, result = steerer("a cat", return_dict=False, **arguments)
+    assert images is result.images
+
+
+def test_selected_samples_follow_the_weights():
+    from glassflows.population import systematic_draw
+
+    log_weights = torch.tensor([[0.1, 0.2, 0.7]], dtype=torch.float64).log()
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.cat([systematic_draw(log_weights, generator, 1) for _ in range(3000)])
+    np.testing.assert_allclose(torch.bincount(draws.flatten()) / 3000, [0.1, 0.2, 0.7], atol=0.03)
+
+
+def test_a_generator_per_prompt():
+    """A prompt's particles depend on its own generator, and part ways."""
+    pipe = tiny.flux()
+    steerer = FeynmanKacSteerer(pipe, brightness, 3, num_transitions=3)
+    prompts = ["a cat", "a dog"]
+    both = steerer(prompts, generator=[tiny.seeded(0), tiny.seeded(1)], output_type="np", **call(pipe))
+    other = steerer(prompts, generator=[tiny.seeded(7), tiny.seeded(1)], output_type="np", **call(pipe))
+    assert np.array_equal(both.images[3:], other.images[3:])
+    assert not np.array_equal(both.images[:3], other.images[:3])
+    assert np.abs(np.diff(both.images[:3], axis=0)).max() > 1e-3
+
+
+def test_killed_in_the_middle_the_pipeline_draws_as_before():
+    pipe = tiny.flux()
+    expected = pipe("a cat", generator=tiny.seeded(), output_type="np", **call(pipe)).images
+
+    def killed(images, prompts):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        steer(pipe, reward=killed)
+    assert np.array_equal(pipe("a cat", generator=tiny.seeded(), output_type="np", **call(pipe)).images, expected)
+    assert not {"prepare_latents", "progress_bar"} & vars(pipe).keys()
+
+
+def test_callbacks_and_interrupts_are_the_users():
+    pipe, seen = tiny.flux(), []
+
+    def stop(pipe, i, t, kwargs):
+        seen.append(kwargs["latents"].shape)
+        pipe._interrupt = i == 3
+        return kwargs
+
+    steerer = FeynmanKacSteerer(pipe, brightness, 4, num_transitions=3, reward_scale=1)
+    out = steerer("a cat", callback_on_step_end=stop, generator=tiny.seeded(), output_type="np", **call(pipe))
+    assert seen == [(4, 24, 16)] * 4
+    assert out.ledger.network_calls == 16
+    assert out.transitions == (1,)
+    assert np.isfinite(out.images).all()
+
+
+def test_progress(capsys):
+    pipe = tiny.flux()
+    pipe.set_progress_bar_config(disable=False)
+    steer(pipe, reward_scale=1)
+    bar = capsys.readouterr().err
+    assert "reward=" in bar
+    assert "ess=" in bar
+    pipe.set_progress_bar_config(disable=True)
+    steer(pipe, reward_scale=1)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_result_is_saved_with_what_reproduces_it(tmp_path):
+    out = steer(tiny.flux(), reward_scale=2, output_type="pil", ess_threshold=1)
+    folder = out.save(tmp_path / "run")
+    record = json.loads((folder / "steering.json").read_text())
+    assert record["images"] == ["000.png", "001.png", "002.png", "003.png"]
+    assert np.array_equal(np.asarray(open_image(folder / "000.png")), np.asarray(out.images[0]))
+    assert torch.equal(torch.tensor(record["rewards"], dtype=torch.float64), out.rewards)
+    assert record["recipe"]["call"]["prompt"] == "a cat"
+    assert record["recipe"]["call"]["generator"] == {"seed": 0, "device": "cpu"}
+    assert record["recipe"]["steerer"]["reward_scale"] == 2
+    assert record["recipe"]["scheduler"]["glass"]["num_transitions"] == 3
+    assert record["recipe"]["versions"]["diffusers"]
+    assert record["ledger"]["network_calls"] == 24
+    assert out._repr_html_().count("<img") == 4
+    latents = steer(tiny.flux(), reward_scale=2, output_type="latent")
+    assert np.load(latents.save(tmp_path / "latents") / "samples.npy").shape == (4, 24, 16)
+
+
+@pytest.mark.parametrize("previews", [False, True])
+def test_genealogy(previews, tmp_path):
+    out = steer(tiny.flux(), ["a cat", "a dog"], reward_scale=1, ess_threshold=1, previews=previews, output_type="pil")
+    for prompt in range(2):
+        lineage = out.lineage(prompt)
+        assert lineage[-1] == int(out.order[prompt, 0])
+        for row, (parent, slot) in enumerate(pairwise(lineage)):
+            assert int(out.ancestors[row, prompt, slot]) == parent
+        figure = out.plot(prompt)
+        figure.savefig(tmp_path / "genealogy.png", dpi=50)
+        plt.close(figure)
+    assert (out.previews is not None) == previews
+    if previews:
+        assert out.previews.shape == (2, 8, 3, 16, 24)

@@ -6,8 +6,9 @@ from .flow.noise import RectifiedFlow, VarianceExploding, VariancePreserving
 from .flow.sample import sample, sample_posterior, sample_transition, value
 from .flow.transition import renewal
 from .flow_match import GLASSFlowMatchScheduler
+from .result import Ledger, SteeringResult
 from .scheduler import GLASSScheduler
-from .steering import FeynmanKacSteerer, SteeringResult
+from .steering import FeynmanKacSteerer
 
 GLASSScheduler.__module__ = GLASSFlowMatchScheduler.__module__ = (
     "glassflows"  # so that model_index.json reads ["glassflows", "GLASSScheduler"]
@@ -17,6 +18,7 @@ __all__ = [
     "FeynmanKacSteerer",
     "GLASSFlowMatchScheduler",
     "GLASSScheduler",
+    "Ledger",
     "RectifiedFlow",
     "SchedulerMixin",
     "SteeringResult",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -140,6 +140,30 @@ def settled_sizes(pipe: Any) -> Iterator[dict[str, int]]:
             del vars(pipe)["prepare_latents"]
         else:
             vars(pipe)["prepare_latents"] = own
+
+
+@contextmanager
+def watched_bar(pipe: Any, watch: Callable[[Any], None]) -> Iterator[None]:
+    """Hand every progress bar that the pipeline makes to `watch`."""
+    make = getattr(pipe, "progress_bar", None)
+    if make is None:
+        yield
+        return
+    own = vars(pipe).get("progress_bar")
+
+    def making(*args: Any, **kwargs: Any) -> Any:
+        bar = make(*args, **kwargs)
+        watch(bar)
+        return bar
+
+    vars(pipe)["progress_bar"] = making
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(pipe)["progress_bar"]
+        else:
+            vars(pipe)["progress_bar"] = own
 
 
 def layout(x_t: Tensor, number: int, pipe: Any) -> int:

@@ -229,7 +229,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def begin_index(self) -> int | None:
-        """Where in `timesteps` the run begins, if the pipeline said so."""
+        """Where in `timesteps` the run begins, if the pipeline said so or the run has begun."""
         return self._begin_index
 
     @property
@@ -252,7 +252,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         """Begin a run: find its first call, lay the transitions over what remains, seed the noise."""
         if self._plan is None:
             raise ValueError("step: no timetable yet: call set_timesteps first")
-        begin = self._plan.find(float(timestep)) if self._begin_index is None else self._begin_index
+        begin = self._begin_index = self._plan.find(float(timestep)) if self._begin_index is None else self._begin_index
         self._calls = self._plan.calls(begin)
         block = self._calls[begin].block
         check_initial_noise(sample, block.transition.t)

@@ -2,57 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from .chunks import chunked, lowering
 from .decode import Decode, PipelineCall, decoder
 from .flow_match import GLASSFlowMatchScheduler
-from .pipelines import COUNTS, arranged, check_steerable, layout, settled_sizes
-from .randomness import row_seeds
+from .pipelines import COUNTS, arranged, check_steerable, settled_sizes, watched_bar
+from .population import Population, Select
+from .result import SteeringResult, versions
 from .scheduler import GLASSScheduler
-from .smc import filter as smc
-from .smc.resampling import draw_uniforms
-from .smc.weights import normalise
+from .smc.potentials import Potential, potential_named
+from .smc.resampling import resampling_named
 
 Reward = Callable[[Tensor, list[Any]], Any]
-
-
-@dataclass(frozen=True)
-class SteeringResult:
-    """What a steered call returns. P prompts, K particles each, S scorings on the way.
-
-    Args:
-        images: The P · K images (or videos, or waveforms), prompt-major, best first within each prompt; in the
-            pipeline's own `output_type`.
-        rewards: Reward of each final image, in slot order, shape (P, K), float64.
-        log_weights: Final log-weights, normalised within each prompt, in slot order, shape (P, K).
-        ancestors: Parent slots within the prompt's group at each scoring, shape (S, P, K), int64.
-        ess: Effective sample size before resampling at each scoring, shape (S, P).
-        log_evidence: Estimate of log E[exp(λ_r r)] over the model's own samples, shape (P,).
-        order: Slot of each image, shape (P, K): `images[p * K + i]` came from slot `order[p, i]`.
-    """
-
-    images: Any
-    rewards: Tensor
-    log_weights: Tensor
-    ancestors: Tensor
-    ess: Tensor
-    log_evidence: Tensor
-    order: Tensor
+RewardScale = float | Literal["auto"] | Sequence[float] | Callable[[float], float]
 
 
 class FeynmanKacSteerer:
     """Sample a pipeline from p(z) exp(λ_r r(z)) with K particles per prompt and GLASS transitions.
 
     At the start of every transition but the first, the denoised predictions (free: the network's first call there) are
-    decoded and scored; a prompt's particles are resampled when their effective sample size has fallen too low.
+    decoded and scored; a prompt's particles are resampled when their effective sample size has fallen too low. With
+    `ess_threshold=0` they never are: this is best-of-K, with the same accounting; with as many transitions as steps it
+    is steering of the ancestral sampler.
 
     Args:
         pipe: Any pipeline whose scheduler has a GLASS counterpart. Its scheduler is replaced for the call and put back.
@@ -60,14 +39,31 @@ class FeynmanKacSteerer:
             waveforms (N, channels, samples), and one prompt per particle (None where only embeddings were given), and
             returns N scores, higher is better.
         num_particles: K, particles per prompt.
-        reward_scale: λ_r; None takes `reward.reward_scale` where the reward has one, else 1.
+        reward_scale: λ_r; None takes `reward.reward_scale` where the reward has one, else 1. A list has one per
+            transition, a function maps the fraction of transitions done, in (0, 1], to λ_r; the last one is that of the
+            target. "auto" chooses for each prompt, at the first scoring whose rewards differ, the λ_r that leaves half
+            of the particles effective, and keeps it: the target then depends on the draw; `result.reward_scale` tells.
+        potential: How rewards on the way turn into weights: "difference", "max", "sum", or a function of the scaled
+            rewards along each particle's ancestry, shape (S, P, K). The final weighing pays the rest, so that every
+            particle's log-potentials sum to λ_r r(final).
+        resampling: "systematic", "stratified", "residual", "ssp" or "multinomial".
+        ess_threshold: Resample a group when its ESS falls below this fraction of K; 0 never resamples, 1 whenever
+            weights differ.
         num_transitions: Number of transitions; None keeps that of a GLASSScheduler in the pipeline, else its default.
-        ess_threshold: Resample a group when its ESS falls below this fraction of K; 0 never resamples.
+        score_every: Score at every so many transitions.
+        start: Score from this fraction of the transitions on.
+        stop: Score up to this fraction of the transitions.
         decode: Turns latents, as the scheduler sees them, into images for the reward; None decodes as the pipeline
             does.
+        particle_batch_size: Particles the networks see at a time, inside the pipeline's own loop; None for all.
+        decode_batch_size: Latents decoded at a time on the way; None for all. The pipeline decodes the final ones as
+            ever: `pipe.vae.enable_slicing()` makes it one by one.
+        reward_batch_size: Samples scored at a time; None for all.
+        previews: Whether the result keeps the decoded predictions of every scoring.
 
     Raises:
-        ValueError: if a number is out of range or the pipeline's scheduler has no GLASS counterpart.
+        ValueError: if an option is out of range, the pipeline cannot be steered or its scheduler has no GLASS
+            counterpart.
 
     Reference:
         Singhal et al., arXiv:2501.06848; Holderrieth et al., arXiv:2509.25170, section 5.
@@ -79,64 +75,102 @@ class FeynmanKacSteerer:
         reward: Reward,
         num_particles: int = 8,
         *,
-        reward_scale: float | None = None,
-        num_transitions: int | None = None,
+        reward_scale: RewardScale | None = None,
+        potential: str | Potential = "difference",
+        resampling: str = "systematic",
         ess_threshold: float = 0.5,
+        num_transitions: int | None = None,
+        score_every: int = 1,
+        start: float = 0.0,
+        stop: float = 1.0,
         decode: Decode | None = None,
+        particle_batch_size: int | None = None,
+        decode_batch_size: int | None = None,
+        reward_batch_size: int | None = None,
+        previews: bool = False,
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles: expected at least 1, got {num_particles}")
+        counts = {"num_particles": num_particles, "score_every": score_every, "decode_batch_size": decode_batch_size,
+                  "particle_batch_size": particle_batch_size, "reward_batch_size": reward_batch_size}  # fmt: skip
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
         if not 0 <= ess_threshold <= 1:
             raise ValueError(f"ess_threshold: expected a fraction of num_particles in [0, 1], got {ess_threshold}")
+        if not 0 <= start <= stop <= 1:
+            raise ValueError(f"start, stop: expected fractions 0 ≤ start ≤ stop ≤ 1, got {start}, {stop}")
         self.pipe = pipe
         self.reward = reward
         self.num_particles = num_particles
-        self.reward_scale = float(getattr(reward, "reward_scale", 1.0) if reward_scale is None else reward_scale)
-        self.options = {} if num_transitions is None else {"num_transitions": num_transitions}
+        own_scale = getattr(reward, "reward_scale", 1.0)
+        self.reward_scale = _checked_scale(own_scale if reward_scale is None else reward_scale)
+        self.potential = potential_named(potential)
+        self.resampling = resampling_named(resampling)
         self.ess_threshold = ess_threshold
+        self.options = {} if num_transitions is None else {"num_transitions": num_transitions}
+        self.score_every, self.start, self.stop = score_every, start, stop
         self.decode = decode
+        self.decode_batch_size, self.reward_batch_size = decode_batch_size, reward_batch_size
+        self.particle_batch_size = particle_batch_size
+        self.previews = previews
         check_steerable(pipe)  # refuses now what would fail in the call
         self._scheduler()
 
-    def __call__(self, prompt: str | Sequence[str] | None = None, **kwargs: Any) -> SteeringResult:
+    def __call__(
+        self, prompt: str | Sequence[str] | None = None, *, select: Select = "all", **kwargs: Any
+    ) -> SteeringResult:
         """Draw and steer K images per prompt.
 
         Args:
             prompt: One prompt, or a list of P; None where the pipeline takes embeddings, class labels or an image.
-            kwargs: The pipeline's own keyword arguments (`num_inference_steps`, `generator`, `output_type`, `height`
-                …); a list of generators has one per particle, prompt-major.
+            select: "all" returns the particles of each prompt, best first, "best" the best of each, "sample" draws
+                among them by their final weights (particles may occur twice).
+            kwargs: The pipeline's own keyword arguments (`num_inference_steps`, `generator`, `output_type`, `height`,
+                `callback_on_step_end` …). `num_images_per_prompt` is how many are returned of each prompt, of the K.
+                A list of generators has one per prompt, or one per particle, prompt-major. With `return_dict=False`
+                the tuple (images, result) is returned.
 
         Raises:
-            TypeError: if `return_dict` or the number of images per prompt is given: the steerer sets both.
-            ValueError: if `output_type` is unknown, the pipeline cannot be steered, or the reward does not return one
-                finite score per particle.
+            ValueError: if `output_type` or `select` is unknown, more images are wanted than there are particles, the
+                pipeline cannot be steered, or the reward does not return one finite score per particle.
 
         After any exception the pipeline is as it was before.
         """
-        for name in ("return_dict", *COUNTS):
-            if name in kwargs:
-                raise TypeError(
-                    f"{name}: the steerer sets this itself (num_particles={self.num_particles}): leave it out"
-                )
         output_type = kwargs.pop("output_type", "pil")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f'output_type: expected "pil", "np", "pt" or "latent", got {output_type!r}')
+        if select not in get_args(Select):
+            raise ValueError(f"select: expected one of {get_args(Select)}, got {select!r}")
+        as_tuple = not kwargs.pop("return_dict", True)
+        wanted = [kwargs.pop(name) for name in COUNTS if name in kwargs]
+        number = wanted[0] if wanted else (1 if select == "best" else self.num_particles)
+        if not 1 <= number <= self.num_particles:
+            raise ValueError(f"num_images_per_prompt: expected 1 to num_particles={self.num_particles}, got {number}")
         check_steerable(self.pipe)
         given = kwargs if prompt is None else {"prompt": prompt, **kwargs}
         arguments, prompts = arranged(self.pipe, given, self.num_particles)
+        arguments["generator"] = _per_particle(kwargs.get("generator"), len(prompts), self.num_particles)
+        if arguments["generator"] is None:
+            del arguments["generator"]
 
         native = self.pipe.scheduler
         scheduler = self._scheduler()
         with settled_sizes(self.pipe) as sizes:
-            run = _Run(self, prompts, self.decode or decoder(PipelineCall(self.pipe, given, sizes)))
+            run = Population(self, scheduler, prompts, self.decode or decoder(PipelineCall(self.pipe, given, sizes)))
             scheduler.on_transition = run
+            drawn = "latent" if output_type == "latent" else "np"  # floats; the reward sees no rounding
             try:
                 self.pipe.scheduler = scheduler
-                drawn = "latent" if output_type == "latent" else "np"  # floats; the reward sees no rounding
-                output = self.pipe(**arguments, output_type=drawn)[0]
+                with (
+                    chunked(self.pipe, len(prompts), self.particle_batch_size),
+                    watched_bar(self.pipe, run.watch),
+                    run.ledger.timing("total"),
+                    lowering("particle_batch_size"),
+                ):
+                    output = self.pipe(**arguments, output_type=drawn)[0]
             finally:
                 self.pipe.scheduler = native
-            return run.result(output, output_type)
+            result = run.result(output, output_type, select, number, self._recipe(given, output_type, select))
+        return (result.images, result) if as_tuple else result  # type: ignore[return-value]
 
     def _scheduler(self) -> GLASSScheduler:
         native = self.pipe.scheduler
@@ -145,118 +179,48 @@ class FeynmanKacSteerer:
         cls = GLASSFlowMatchScheduler if by_name else GLASSScheduler
         return cls.from_scheduler(native, **(scale | self.options))
 
-
-class _Run:
-    """One steered call: the filter's state and what it has seen; the scheduler's hook."""
-
-    def __init__(self, steerer: FeynmanKacSteerer, prompts: list[str | None], decode: Decode) -> None:
-        self.steerer = steerer
-        self.decode = decode
-        self.prompts = prompts  # one per particle
-        self.shape = (len(prompts) // steerer.num_particles, steerer.num_particles)
-        self.state = smc.init(*self.shape)
-        self.infos: list[smc.FilterInfo] = []
-        self.generators: list[torch.Generator] = []
-        self.copies = 0  # of the particles among the rows
-        self.rows: list[Tensor | None] = []  # that went on, at each transition
-
-    def __call__(self, k: int, x_t: Tensor, denoised: Tensor) -> Tensor | None:
-        """Score the denoised predictions at the start of transition k; return the rows that go on, None for all."""
-        number = len(self.prompts)
-        if k == 0:  # from pure noise every prediction is nearly E[z]: nothing to score yet
-            if self.rows:
-                raise ValueError(
-                    f"{type(self.steerer.pipe).__name__} cannot be steered: it runs its scheduler more than once"
-                )
-            self.copies = layout(x_t, number, self.steerer.pipe)
-            seeds = torch.tensor(row_seeds(x_t[:number], stream=(-1,))).view(self.shape)
-            self.generators = [torch.Generator().manual_seed(int(group[0])) for group in seeds]
-            self.rows.append(None)
-            return None
-        self.state, info = smc.step(
-            self.state,
-            self.score(self.decode(denoised[:number].to(x_t.dtype, copy=True))),
-            reward_scale=self.steerer.reward_scale,
-            ess_threshold=self.steerer.ess_threshold,
-            uniforms=draw_uniforms(self.generators),
-        )
-        self.infos.append(info)
-        first = torch.arange(self.shape[0])[:, None] * self.shape[1]
-        particles = (first + info.ancestors).flatten()
-        rows = torch.cat([particles + copy * number for copy in range(self.copies)]).to(denoised.device)
-        self.rows.append(rows if info.resampled.any() else None)
-        return self.rows[-1]
-
-    def follow(self) -> Callable[[int, Tensor, Tensor], Tensor | None]:
-        """Return the hook of a copy of the scheduler (LTX-2's for sound): its rows go where these have gone."""
-
-        def hook(k: int, x_t: Tensor, denoised: Tensor) -> Tensor | None:
-            if k >= len(self.rows):
-                raise ValueError(
-                    f"{type(self.steerer.pipe).__name__} cannot be steered: a copy of its scheduler steps first"
-                )
-            return self.rows[k]
-
-        return hook
-
-    def score(self, images: Tensor) -> Tensor:
-        """Return the rewards of images in slot order, shape (P, K), float64 on the CPU."""
-        scores = self.steerer.reward(images, list(self.prompts))
-        scores = torch.as_tensor(scores).detach().to("cpu", torch.float64)
-        number = len(self.prompts)
-        if scores.shape != (number,):
-            raise ValueError(
-                f"reward returned shape {tuple(scores.shape)}; expected one score per particle, shape ({number},): "
-                "return one float for each image"
-            )
-        if not scores.isfinite().all():
-            raise ValueError(
-                f"reward returned {scores.tolist()}; expected finite scores: check the images it was given"
-            )
-        return scores.view(self.shape)
-
-    def result(self, output: Any, output_type: str) -> SteeringResult:
-        """Weigh the final images (or latents) by their own rewards and put everything together."""
-        if not self.rows:
-            raise ValueError(f"{type(self.steerer.pipe).__name__} cannot be steered: it never stepped its scheduler")
-        rewards = self.score(self.decode(output) if output_type == "latent" else _for_reward(output))
-        state = smc.weigh(self.state, rewards, self.steerer.reward_scale)
-        order = rewards.argsort(dim=-1, descending=True, stable=True)
-        rows = (torch.arange(self.shape[0])[:, None] * self.shape[1] + order).flatten()
-        groups, particles = self.shape
-        ancestors = [info.ancestors for info in self.infos]
-        sizes = [info.ess for info in self.infos]
-        return SteeringResult(
-            images=_as_output(self.steerer.pipe, output, rows, output_type),
-            rewards=rewards,
-            log_weights=normalise(state.log_weights),
-            ancestors=torch.stack(ancestors) if ancestors else torch.empty(0, groups, particles, dtype=torch.int64),
-            ess=torch.stack(sizes) if sizes else torch.empty(0, groups, dtype=torch.float64),
-            log_evidence=smc.log_evidence(state),
-            order=order,
-        )
+    def _recipe(self, given: dict[str, Any], output_type: str, select: str) -> dict[str, Any]:
+        """Return what reproduces a call, as far as JSON can say it."""
+        own = {name: value for name, value in vars(self).items() if name not in ("pipe", "reward", "decode", "options")}
+        scheduler = self._scheduler()
+        return {
+            "versions": versions(),
+            "pipeline": type(self.pipe).__name__,
+            "scheduler": {"native": dict(scheduler.config["native"]), "glass": dict(scheduler.config["glass"])},
+            "reward": getattr(self.reward, "__name__", type(self.reward).__name__),
+            "steerer": {name: _written(value) for name, value in own.items()},
+            "call": {name: _written(value) for name, value in given.items()}
+            | {"output_type": output_type, "select": select},
+        }
 
 
-def _for_reward(arrays: Any) -> Tensor:
-    """Return images (N, H, W, 3), videos (N, frames, H, W, 3) or sound (N, …) as a tensor with its channels first."""
-    tensor = torch.as_tensor(np.asarray(arrays)).float()
-    if tensor.ndim >= 4:
-        return tensor.movedim(-1, -3)
-    return tensor[:, None] if tensor.ndim == 2 else tensor  # mono
+def _checked_scale(scale: Any) -> Any:
+    if scale == "auto" or callable(scale):
+        return scale
+    if isinstance(scale, str):
+        raise ValueError(f'reward_scale: expected a number, a list, a function or "auto", got {scale!r}')
+    values = [float(one) for one in scale] if isinstance(scale, (list, tuple)) else float(scale)
+    if not all(math.isfinite(one) for one in (values if isinstance(values, list) else [values])):
+        raise ValueError(f"reward_scale: expected finite numbers, got {scale!r}")
+    return values
 
 
-def _as_output(pipe: Any, output: Any, rows: Tensor, output_type: str) -> Any:
-    """Return these rows of what the pipeline drew in the form that `output_type` names."""
-    if output_type == "latent":
-        return output[rows.to(output.device)]
-    arrays = np.asarray(output)[rows.numpy()]
-    if output_type == "pt":
-        return _for_reward(arrays)
-    if output_type == "np" or arrays.ndim < 4:  # sound
-        return arrays
-    flat = np.ascontiguousarray(arrays.reshape(-1, *arrays.shape[-3:]))
-    images = VaeImageProcessor.numpy_to_pil(flat)
-    if arrays.ndim == 4:
-        return images
-    frames = arrays.shape[1]
-    return [images[i : i + frames] for i in range(0, len(images), frames)]
+def _per_particle(generator: Any, number: int, particles: int) -> Any:
+    """Return a list of one generator per prompt as one per particle, seeded by it in turn; anything else as it is."""
+    if not isinstance(generator, list) or len(generator) * particles != number:
+        return generator
+    seeds = [torch.randint(2**62, (particles,), generator=one, device=one.device) for one in generator]
+    return [torch.Generator().manual_seed(seed) for group in seeds for seed in group.tolist()]
+
+
+def _written(value: Any) -> Any:
+    """Return a value as JSON can hold it: generators by their seed, tensors and images by their look."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, torch.Generator):
+        return {"seed": value.initial_seed(), "device": str(value.device)}
+    if isinstance(value, (list, tuple)):
+        return [_written(one) for one in value]
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} {tuple(value.shape)}"
+    return getattr(value, "__name__", type(value).__name__)

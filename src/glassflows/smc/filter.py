@@ -1,4 +1,4 @@
-"""The particle filter: `init`, `step` → (state, info), `weigh`. Pure functions of frozen states, float64, CPU."""
+"""The particle filter: `init`, `step` → (state, info), `finish`. Pure functions of frozen states, float64, CPU."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .potentials import difference
-from .resampling import systematic
+from .potentials import Potential, difference
+from .resampling import Generators, Resampling, systematic
 from .weights import ess, log_mean
 
 
@@ -19,12 +19,14 @@ class FilterState:
     Args:
         log_weights: Carried since the last resampling of the group, shape (G, K); not normalised.
         log_evidence: log of the mean weight collected at past resamplings, shape (G,).
-        rewards: r of each particle when last scored, shape (G, K); 0 before the first time.
+        scaled: λ_j r_j along each particle's ancestry, shape (S, G, K).
+        paid: Sum of the log-potentials along each particle's ancestry, shape (G, K).
     """
 
     log_weights: Tensor
     log_evidence: Tensor
-    rewards: Tensor
+    scaled: Tensor
+    paid: Tensor
 
 
 @dataclass(frozen=True)
@@ -35,53 +37,88 @@ class FilterInfo:
         ancestors: Parent slot of each slot within its group, shape (G, K), int64.
         ess: Effective sample size before resampling, shape (G,).
         resampled: Which groups were resampled, shape (G,), bool.
+        log_potential: What was added to the log-weights before resampling, shape (G, K).
     """
 
     ancestors: Tensor
     ess: Tensor
     resampled: Tensor
+    log_potential: Tensor
 
 
 def init(num_groups: int, num_particles: int) -> FilterState:
     """Return G groups of K equally weighted particles, none of them scored."""
     zeros = torch.zeros(num_groups, num_particles, dtype=torch.float64)
-    return FilterState(log_weights=zeros, log_evidence=zeros[:, 0].clone(), rewards=zeros)
-
-
-def weigh(state: FilterState, rewards: Tensor, reward_scale: float) -> FilterState:
-    """Add the log-potentials of new rewards (G, K) to the log-weights."""
-    log_potential = difference(rewards, state.rewards, reward_scale)
-    return FilterState(state.log_weights + log_potential, state.log_evidence, rewards)
+    return FilterState(zeros, zeros[:, 0].clone(), zeros[None][:0], zeros)
 
 
 def step(
-    state: FilterState, rewards: Tensor, *, reward_scale: float, ess_threshold: float, uniforms: Tensor
+    state: FilterState,
+    scaled: Tensor,
+    *,
+    ess_threshold: float,
+    generators: Generators,
+    potential: Potential = difference,
+    resampling: Resampling = systematic,
 ) -> tuple[FilterState, FilterInfo]:
     """Weigh the particles by new rewards, then resample each group whose effective sample size is too small.
 
     Args:
-        rewards: r of each particle, shape (G, K), float64.
-        reward_scale: λ_r.
+        scaled: λ r of each particle, shape (G, K), float64.
         ess_threshold: A group is resampled when its ESS falls below this fraction of K.
-        uniforms: One u per group for systematic resampling, shape (G,).
+        generators: One per group; only those of groups that are resampled are drawn from.
+        potential: What the new rewards add to the log-weights.
+        resampling: How parents are drawn.
 
     Returns:
         The state of the (possibly) new generation, and what happened. A group that is not resampled carries its
         weights.
     """
-    state = weigh(state, rewards, reward_scale)
-    sizes = ess(state.log_weights)
-    resampled = sizes < ess_threshold * rewards.shape[-1]
-    chosen = resampled[:, None]
-    ancestors = torch.where(chosen, systematic(state.log_weights, uniforms), torch.arange(rewards.shape[-1]))
+    history = torch.cat([state.scaled, scaled[None]])
+    log_potential = potential(history)
+    log_weights, paid = state.log_weights + log_potential, state.paid + log_potential
+    sizes = ess(log_weights)
+    number = scaled.shape[-1]
+    resampled = sizes < ess_threshold * number * (1 - 1e-12)  # equal weights are never resampled, rounding or no
+    ancestors = torch.arange(number).expand_as(scaled).clone()
+    for group in resampled.nonzero().flatten().tolist():
+        ancestors[group] = resampling(log_weights[group : group + 1], generators[group : group + 1])[0]
     new = FilterState(
-        log_weights=torch.where(chosen, 0.0, state.log_weights),
-        log_evidence=state.log_evidence + torch.where(resampled, log_mean(state.log_weights), 0.0),
-        rewards=rewards.gather(-1, ancestors),
+        log_weights=torch.where(resampled[:, None], 0.0, log_weights),
+        log_evidence=state.log_evidence + torch.where(resampled, log_mean(log_weights), 0.0),
+        scaled=history.gather(-1, ancestors.expand_as(history)),
+        paid=paid.gather(-1, ancestors),
     )
-    return new, FilterInfo(ancestors, sizes, resampled)
+    return new, FilterInfo(ancestors, sizes, resampled, log_potential)
+
+
+def finish(state: FilterState, scaled: Tensor) -> FilterState:
+    """Pay the rest: weigh by λ r_final minus what was paid on the way, so that all log-potentials sum to λ r_final."""
+    history = torch.cat([state.scaled, scaled[None]])
+    return FilterState(state.log_weights + scaled - state.paid, state.log_evidence, history, scaled)
 
 
 def log_evidence(state: FilterState) -> Tensor:
-    """Return the estimate of log E[exp(λ_r r)], shape (G,); unbiased on the natural scale after the final `weigh`."""
+    """Return the estimate of log E[exp(λ_r r)], shape (G,); unbiased on the natural scale after `finish`."""
     return state.log_evidence + log_mean(state.log_weights)
+
+
+def scale_for_ess(rewards: Tensor, fraction: float) -> Tensor:
+    """Return the λ for which weights exp(λ r) have an effective sample size of this fraction of K, shape (G,).
+
+    By bisection. NaN where no λ does it: too many of the highest rewards are equal.
+
+    Args:
+        rewards: Shape (G, K), float64.
+        fraction: In (0, 1).
+    """
+    wanted = fraction * rewards.shape[-1]
+    spread = (rewards.amax(-1) - rewards.amin(-1))[:, None]
+    unit = (rewards - rewards.amax(-1, keepdim=True)) / torch.where(spread > 0, spread, 1.0)
+    low, high = torch.full_like(spread, 1e-9), torch.full_like(spread, 1e15)
+    reachable = ess(unit * high) < wanted
+    for _ in range(120):
+        middle = (low * high).sqrt()
+        flat = (ess(unit * middle) > wanted)[:, None]
+        low, high = torch.where(flat, middle, low), torch.where(flat, high, middle)
+    return torch.where(reachable, (high / spread)[:, 0], torch.nan)

@@ -1,15 +1,47 @@
-"""Log-potentials: how the rewards seen on the way turn into weights, so that they telescope to λ_r r_final."""
+"""Log-potentials: how the rewards seen on the way turn into weights, so that they telescope to λ_r r_final.
+
+A potential is a function of the scaled rewards λ_j r_j along each particle's own ancestry, shape (S, G, K), the last of
+them new. Whatever it pays on the way, the final weighing pays the rest: λ r_final − Σ log-potentials.
+
+Reference:
+    Singhal et al., arXiv:2501.06848, section 3.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+Potential = Callable[[Tensor], Tensor]
 
-def difference(rewards: Tensor, previous: Tensor, reward_scale: float) -> Tensor:
-    """Return the increments λ_r (r_i − r_{i−1}) of the log-weights, shape of `rewards`; r before the first scoring is
-    0.
 
-    Reference:
-        Singhal et al., arXiv:2501.06848, section 3 (difference potential).
+def difference(scaled: Tensor) -> Tensor:
+    """Return λ_i r_i − λ_{i−1} r_{i−1}, shape (G, K); r before the first scoring is 0."""
+    return scaled[-1] - scaled[-2] if len(scaled) > 1 else scaled[-1]
+
+
+def maximum(scaled: Tensor) -> Tensor:
+    """Return max_{j ≤ i} λ_j r_j, shape (G, K)."""
+    return scaled.amax(0)
+
+
+def total(scaled: Tensor) -> Tensor:
+    """Return Σ_{j ≤ i} λ_j r_j, shape (G, K)."""
+    return scaled.sum(0)
+
+
+POTENTIALS: dict[str, Potential] = {"difference": difference, "max": maximum, "sum": total}
+
+
+def potential_named(potential: str | Potential) -> Potential:
+    """Return a potential, by name or as it is.
+
+    Raises:
+        ValueError: if there is none of that name.
     """
-    return reward_scale * (rewards - previous)
+    if callable(potential):
+        return potential
+    if potential not in POTENTIALS:
+        raise ValueError(f"potential: expected one of {', '.join(POTENTIALS)} or a function, got {potential!r}")
+    return POTENTIALS[potential]

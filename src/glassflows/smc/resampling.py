@@ -1,33 +1,135 @@
-"""Draw the parents of the next generation."""
+"""Draw the parents of the next generation: slots of the heavy particles, in proportion to their weights.
+
+Every scheme takes log-weights (G, K), float64, normalised or not, and one generator per group, and returns ancestors
+(G, K), int64, increasing in each group and never of weight zero, with E[number of children of j] = K W_j. They differ
+in how far the numbers scatter about that.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .weights import normalise
 
+Generators = list[torch.Generator]
+Resampling = Callable[[Tensor, Generators], Tensor]
 
-def systematic(log_weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Resample systematically: every particle gets ⌊K W⌋ or ⌈K W⌉ children.
 
-        ancestor of slot i  =  min {j : W_1 + … + W_j > (i + u) / K}
+def systematic(log_weights: Tensor, generators: Generators) -> Tensor:
+    """Resample by one uniform per group: every particle gets ⌊K W⌋ or ⌈K W⌉ children. The default.
 
-    Args:
-        log_weights: Shape (G, K), float64, normalised or not.
-        uniforms: u, one per group, shape (G,), float64 in [0, 1 − 2⁻³²], so that (K − 1 + u)/K stays below 1.
-
-    Returns:
-        Ancestors, shape (G, K), int64, increasing in each group; never a particle of weight zero.
+    ancestor of slot i  =  min {j : W_1 + … + W_j > (i + u) / K}
     """
-    num_particles = log_weights.shape[-1]
+    return _inverse(log_weights, _positions(log_weights) + _uniforms(generators, 1) / log_weights.shape[-1])
+
+
+def stratified(log_weights: Tensor, generators: Generators) -> Tensor:
+    """Resample by one uniform per slot, each in its own stratum: fewer than ⌈K W⌉ + 2 children, more than ⌊K W⌋ − 2."""
+    number = log_weights.shape[-1]
+    return _inverse(log_weights, _positions(log_weights) + _uniforms(generators, number) / number)
+
+
+def multinomial(log_weights: Tensor, generators: Generators) -> Tensor:
+    """Resample independently. For comparison: of 8 equal weights it keeps 5.2 particles on average."""
+    return _inverse(log_weights, _uniforms(generators, log_weights.shape[-1]).sort(-1).values)
+
+
+def residual(log_weights: Tensor, generators: Generators) -> Tensor:
+    """Give every particle ⌊K W⌋ children, and the rest by multinomial draws from what is left of the weights."""
+    number = log_weights.shape[-1]
+    expected = number * normalise(log_weights).exp()
+    sure = _whole(expected)
+    rest = (expected - sure).clamp(min=0.0)
+    rows = []
+    for counts, left, generator in zip(sure, rest, generators, strict=True):
+        missing = number - int(counts.sum())
+        if missing:
+            draws = _uniforms([generator], missing)
+            children = _inverse(left.log()[None], draws)[0]
+            counts = counts + torch.bincount(children, minlength=number)
+        rows.append(counts)
+    return _ancestors(torch.stack(rows))
+
+
+def ssp(log_weights: Tensor, generators: Generators) -> Tensor:
+    """Resample by the Srinivasan sampling process: ⌊K W⌋ or ⌈K W⌉ children, negatively associated.
+
+    Two fractions at a time move mass between them, at random and keeping their means, until one is 0 or 1.
+
+    Reference:
+        Gerber, Chopin and Whiteley, Negative association, ordering and convergence of resampling methods, 2019.
+    """
+    number = log_weights.shape[-1]
+    expected = number * normalise(log_weights).exp()
+    sure = _whole(expected)
+    counts = sure.clone()
+    uniforms = _uniforms(generators, number)
+    for group, fractions in enumerate((expected - sure).clamp(0.0, 1.0).tolist()):
+        held, mass = 0, fractions[0]
+        for other in range(1, number):
+            a, b, u = mass, fractions[other], float(uniforms[group, other])
+            give, take = min(a, 1 - b), min(b, 1 - a)  # from the held to the other, and back
+            if give + take == 0:  # both whole already, or both empty
+                counts[group, held] += round(a)
+                held, mass = other, b
+                continue
+            if u * (give + take) < take:  # with this probability the held one gives, and the mean stays
+                a, b = a - give, b + give
+            else:
+                a, b = a + take, b - take
+            whole_is_held = a <= _TINY or a >= 1 - _TINY
+            settled, left, settled_mass, mass = (held, other, a, b) if whole_is_held else (other, held, b, a)
+            counts[group, settled] += round(settled_mass)
+            held = left
+        counts[group, held] += number - int(counts[group].sum())
+    return _ancestors(counts)
+
+
+RESAMPLING: dict[str, Resampling] = {
+    "systematic": systematic, "stratified": stratified, "residual": residual, "ssp": ssp, "multinomial": multinomial,
+}  # fmt: skip
+
+_TINY = 1e-9
+
+
+def resampling_named(resampling: str) -> Resampling:
+    """Return a scheme by name.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if resampling not in RESAMPLING:
+        raise ValueError(f"resampling: expected one of {', '.join(RESAMPLING)}, got {resampling!r}")
+    return RESAMPLING[resampling]
+
+
+def _positions(log_weights: Tensor) -> Tensor:
+    """Return 0, 1/K, …, (K − 1)/K."""
+    number = log_weights.shape[-1]
+    return torch.arange(number, dtype=torch.float64) / number
+
+
+def _inverse(log_weights: Tensor, positions: Tensor) -> Tensor:
+    """Return min {j : W_1 + … + W_j > position}; positions below 1."""
     cumulative = normalise(log_weights).exp().cumsum(-1)
-    cumulative = cumulative / cumulative[:, -1:]
-    positions = (torch.arange(num_particles, dtype=torch.float64) + uniforms[:, None]) / num_particles
-    return torch.searchsorted(cumulative, positions, right=True)
+    return torch.searchsorted(cumulative / cumulative[:, -1:], positions.contiguous(), right=True)
 
 
-def draw_uniforms(generators: list[torch.Generator]) -> Tensor:
-    """Return one u per group from its own CPU generator, shape (G,), float64, on a grid of 2⁻³² in [0, 1)."""
-    draws = [torch.randint(2**32, (), generator=generator, dtype=torch.int64) for generator in generators]
+def _uniforms(generators: Generators, number: int) -> Tensor:
+    """Return `number` uniforms per group from its own CPU generator, shape (G, number), on a grid of 2⁻³² in [0, 1)."""
+    draws = [torch.randint(2**32, (number,), generator=generator, dtype=torch.int64) for generator in generators]
     return torch.stack(draws).double() / 2**32
+
+
+def _whole(expected: Tensor) -> Tensor:
+    """Return ⌊K W⌋, int64, a whole number that rounding left just below counted as whole."""
+    return (expected + _TINY).floor().long()
+
+
+def _ancestors(counts: Tensor) -> Tensor:
+    """Return each slot as often as it has children, shape of `counts`, (G, K)."""
+    slots = torch.arange(counts.shape[-1])
+    return torch.stack([slots.repeat_interleave(row) for row in counts])

@@ -1,0 +1,163 @@
+"""What a steered call returns: images, how they came about, and what it cost."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers.image_processor import VaeImageProcessor
+from PIL.Image import Image
+from torch import Tensor
+
+
+@dataclass
+class Ledger:
+    """What a steered call cost.
+
+    Args:
+        network_calls: Evaluations of the denoiser, one per particle and step (two network passes each under guidance).
+        decodes: Latents decoded for the reward, one per particle and scoring; the pipeline's own last ones not counted.
+        reward_calls: Samples scored.
+        seconds: Wall-clock seconds: "decode", "reward", "total"; the rest of the total is the pipeline's own.
+    """
+
+    network_calls: int = 0
+    decodes: int = 0
+    reward_calls: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        """Add the time of a block to `seconds[what]`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class SteeringResult:
+    """What a steered call returns. P prompts, K particles each, S scorings on the way, n samples returned of each.
+
+    Args:
+        images: The P · n images (or videos, or waveforms), prompt-major, in the pipeline's own `output_type`; best
+            first within each prompt, or in the order drawn for `select="sample"`.
+        rewards: Reward of each final particle, in slot order, shape (P, K), float64.
+        log_weights: Final log-weights, normalised within each prompt, in slot order, shape (P, K).
+        ancestors: Parent slots within the prompt's group at each scoring, shape (S, P, K), int64.
+        resampled: Which groups were resampled at each scoring, shape (S, P), bool.
+        ess: Effective sample size before resampling at each scoring, shape (S, P).
+        scored: Rewards of the denoised predictions at each scoring, before resampling, shape (S, P, K), float64.
+        transitions: Number of the transition at whose start each scoring took place, length S.
+        log_evidence: Estimate of log E[exp(λ_r r)] over the model's own samples, shape (P,).
+        reward_scale: λ_r of the final weighing, shape (P,); chosen by the run where it was "auto".
+        order: Slot of each returned image, shape (P, n): `images[p * n + i]` came from slot `order[p, i]`.
+        ledger: What it cost.
+        previews: Denoised predictions at each scoring as the reward saw them, (S, P · K, …), uint8; None unless asked.
+        recipe: What reproduces the call: versions, options, arguments.
+    """
+
+    images: Any
+    rewards: Tensor
+    log_weights: Tensor
+    ancestors: Tensor
+    resampled: Tensor
+    ess: Tensor
+    scored: Tensor
+    transitions: tuple[int, ...]
+    log_evidence: Tensor
+    reward_scale: Tensor
+    order: Tensor
+    ledger: Ledger
+    previews: Tensor | None
+    recipe: dict[str, Any]
+
+    @property
+    def frames(self) -> Any:
+        """`images`, by the name that video pipelines give it."""
+        return self.images
+
+    @property
+    def audios(self) -> Any:
+        """`images`, by the name that audio pipelines give it."""
+        return self.images
+
+    def lineage(self, prompt: int = 0, slot: int | None = None) -> list[int]:
+        """Return the slots a final particle descends from, one per scoring and its own at the end.
+
+        Args:
+            prompt: Index of the prompt.
+            slot: The final slot; the best if None.
+        """
+        slots = [int(self.rewards[prompt].argmax()) if slot is None else slot]
+        for ancestors in self.ancestors[:, prompt].flip(0):
+            slots.append(int(ancestors[slots[-1]]))
+        return slots[::-1]
+
+    def plot(self, prompt: int = 0) -> Any:
+        """Draw the genealogy of a prompt's particles, with its ESS and rewards beside; return a matplotlib figure."""
+        from .plotting import genealogy  # matplotlib is an extra
+
+        return genealogy(self, prompt)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the images as PNG (or everything as .npy, where they are no images) and `steering.json`.
+
+        The file has the rewards, weights, ancestors, ledger and what reproduces the call. Returns the folder.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = self._pictures()
+        if pictures is None:
+            values = self.images.cpu().float().numpy() if isinstance(self.images, Tensor) else np.asarray(self.images)
+            np.save(folder / "samples.npy", values)
+        names = [] if pictures is None else [f"{i:03d}.png" for i in range(len(pictures))]
+        for name, picture in zip(names, pictures or [], strict=True):
+            picture.save(folder / name)
+        fields = ("rewards", "log_weights", "ancestors", "resampled", "ess", "scored", "log_evidence", "reward_scale",
+                  "order")  # fmt: skip
+        record = {name: getattr(self, name).tolist() for name in fields}
+        record |= {"transitions": self.transitions, "images": names, "recipe": self.recipe}
+        record["ledger"] = {**vars(self.ledger), "seconds": dict(self.ledger.seconds)}
+        (folder / "steering.json").write_text(json.dumps(record, indent=1))
+        return folder
+
+    def _repr_html_(self) -> str:
+        """Show the images under their rewards, in notebooks."""
+        pictures = self._pictures()
+        if pictures is None:
+            return f"<pre>{self.rewards.tolist()}</pre>"
+        rewards = self.rewards.gather(1, self.order).flatten().tolist()
+        cells = []
+        for picture, reward in zip(pictures, rewards, strict=True):
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            source = base64.b64encode(buffer.getvalue()).decode()
+            cells.append(
+                f'<figure style="display:inline-block;margin:4px"><img src="data:image/png;base64,{source}" '
+                f'style="max-width:256px"><figcaption>{reward:.4g}</figcaption></figure>'
+            )
+        return "".join(cells)
+
+    def _pictures(self) -> list[Image] | None:
+        """Return the images as pictures; None for latents, videos and sound."""
+        if isinstance(self.images, list):
+            return self.images if self.images and isinstance(self.images[0], Image) else None
+        arrays = self.images.float().cpu().movedim(1, -1).numpy() if isinstance(self.images, Tensor) else self.images
+        return VaeImageProcessor.numpy_to_pil(arrays) if arrays.ndim == 4 and arrays.shape[-1] == 3 else None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions a result depends on."""
+    return {name: version(name) for name in ("glassflows", "torch", "diffusers", "transformers", "numpy")}
