@@ -45,7 +45,7 @@ def first(z, prompts):
     return z.flatten()
 
 
-def steer(seed, particles=2000, denoiser=gaussian, *, steps=50, prompt="", order=2, **options):
+def steer(seed, particles=2000, denoiser=gaussian, *, steps=50, prompt: str | list[str] = "", order=2, **options):
     pipe = Exact(FlowMatchEulerDiscreteScheduler())
     pipe.denoiser = denoiser
     pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=5, solver_order=order)
