@@ -85,3 +85,23 @@ def test_offloaded_networks_are_chunked():
             out = steerer("a cat", num_inference_steps=4, generator=tiny.seeded(), output_type="np", **tiny.FLUX_CALL)
         images.append(out.images)
     np.testing.assert_allclose(*images, atol=5e-5)
+
+
+def test_compiled_networks_are_chunked():
+    """One graph for the chunks, and the images of the eager network."""
+    compilations, images = [], []
+
+    def counting(module, inputs):
+        compilations.append(1)
+        return module.forward
+
+    for compiled in (False, True):
+        pipe = tiny.flux()
+        if compiled:
+            torch._dynamo.reset()
+            pipe.transformer = torch.compile(pipe.transformer, backend=counting, dynamic=False)
+        steerer = FeynmanKacSteerer(pipe, lambda s, p: torch.zeros(4), 4, num_transitions=2, particle_batch_size=2)
+        out = steerer("a cat", num_inference_steps=4, generator=tiny.seeded(), output_type="np", **tiny.FLUX_CALL)
+        images.append(out.images)
+    np.testing.assert_allclose(*images, atol=5e-5)
+    assert 1 <= len(compilations) <= 2

@@ -16,6 +16,7 @@ from PIL.Image import open as open_image
 import tiny
 from glassflows import FeynmanKacSteerer, GLASSScheduler
 from glassflows.decode import PipelineCall, decoder
+from glassflows.rewards import as_reward
 from glassflows.smc.weights import ess, log_mean, normalise
 
 matplotlib.use("Agg")
@@ -493,3 +494,75 @@ def test_genealogy(previews, tmp_path):
     assert (out.previews is not None) == previews
     if previews:
         assert out.previews.shape == (2, 8, 3, 16, 24)
+
+
+# ---- rewards of every kind -------------------------------------------------------------------------------------------
+
+
+def test_rewards_of_latents():
+    """Nothing is decoded; the final latents are those of the last step, whatever comes back."""
+    pipe, seen = tiny.sd(), []
+
+    def reward(latents, prompts):
+        seen.append(latents)
+        return latents.mean((1, 2, 3))
+
+    out = steer(pipe, reward=reward, decode="latents", reward_scale=1)
+    assert [one.shape for one in seen] == [(4, 4, 8, 12)] * 3
+    assert out.images.shape == (4, 16, 24, 3)
+    same = steer(pipe, reward=reward, decode="latents", reward_scale=1, output_type="latent")
+    by_slot = same.images[same.order[0].argsort()]
+    torch.testing.assert_close(by_slot, seen[-1])
+    torch.testing.assert_close(out.rewards, same.rewards)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64, "list", "numpy"])
+def test_scores_of_every_kind(kind):
+    def reward(images, prompts):
+        scores = torch.tensor([0.0, 1.0, 2.0, 4.0]).requires_grad_()
+        if kind == "list":
+            return scores.tolist()
+        return scores.detach().numpy() if kind == "numpy" else scores.to(kind)
+
+    out = steer(tiny.flux(), reward=reward, reward_scale=1, ess_threshold=0)
+    assert out.rewards.tolist() == [[0, 1, 2, 4]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_scores_that_are_no_numbers(value):
+    pipe = tiny.flux()
+    with pytest.raises(ValueError, match="expected finite scores"):
+        steer(pipe, reward=lambda images, prompts: [0.0, value, 0.0, 0.0])
+    assert steer(pipe).rewards.isfinite().all()
+
+
+def test_a_reward_that_raises_passes_through():
+    class Mine(Exception):
+        pass
+
+    def reward(images, prompts):
+        raise Mine
+
+    pipe = tiny.flux()
+    native = pipe.scheduler
+    with pytest.raises(Mine):
+        steer(pipe, reward=reward)
+    assert pipe.scheduler is native
+
+
+def test_one_particle_is_a_plain_image():
+    pipe = tiny.flux()
+    out = steer(pipe, num_particles=1, reward_scale=3)
+    pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=3)
+    plain = pipe("a cat", generator=tiny.seeded(), output_type="np", **call(pipe)).images
+    assert np.array_equal(out.images, plain)
+    assert not out.resampled.any()
+
+
+def test_pictures_are_scored_by_an_adapter():
+    def redness(pictures, prompts):
+        return [np.asarray(picture)[..., 0].mean() for picture in pictures]
+
+    out = steer(tiny.flux(), reward=as_reward(redness), reward_scale=1)
+    expected = 255 * out.images[..., 0].mean((1, 2))
+    np.testing.assert_allclose(out.rewards.gather(1, out.order)[0], expected, atol=0.6)

@@ -39,18 +39,19 @@ def main() -> None:
         for seed in range(args.seeds):
             run = method(pipe, reward, prompts, args.calls, torch.Generator().manual_seed(seed), CALL)
             right = verdicts(run.images, prompts).mean()
-            rows.append((run.rewards.mean(), run.population.mean(), 100 * right, run.calls))
+            rows.append((run.rewards.mean(), run.population.mean(), 100 * right, run.calls, run.reward_calls))
         table[name] = np.array(rows)
         print(f"{name}: {(time.perf_counter() - start) / args.seeds:.0f} s a seed", file=sys.stderr, flush=True)
 
     print(f"{len(prompts)} held-out prompts, {args.calls} calls per particle, mean ± s.d. over {args.seeds} seeds\n")
-    print("| method | calls per prompt | reward of the best | − best of the ODE | mean reward of all | right, % |")
-    print("|---|---|---|---|---|---|")
+    print("| method | network calls | reward calls | reward of the best | − best of the ODE | mean of all | right, % |")
+    print("|---|---|---|---|---|---|---|")
     for name, rows in table.items():
         gain = rows[:, 0] - table[f"ODE, best of {args.particles}"][:, 0]
         cells = [f"{v.mean():.2f} ± {v.std(ddof=1):.2f}" for v in (rows[:, 0], gain, rows[:, 1])]
         right = f"{rows[:, 2].mean():.1f} ± {rows[:, 2].std(ddof=1):.1f}"
-        print(f"| {name} | {rows[0, 3]:.0f} | {cells[0]} | {cells[1]} | {cells[2]} | {right} |")
+        spent = f"{rows[0, 3]:.0f} | {rows[0, 4]:.0f}"
+        print(f"| {name} | {spent} | {cells[0]} | {cells[1]} | {cells[2]} | {right} |")
 
 
 if __name__ == "__main__":

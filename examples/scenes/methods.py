@@ -21,12 +21,14 @@ class Drawn:
         rewards: Their rewards, shape (P,).
         population: Mean reward of all particles of each prompt, shape (P,).
         calls: Network calls spent on each prompt.
+        reward_calls: Images scored for each prompt, on the way and at the end.
     """
 
     images: np.ndarray
     rewards: np.ndarray
     population: np.ndarray
     calls: int
+    reward_calls: int
 
 
 Method = Callable[[Any, Any, list[str], int, torch.Generator, dict[str, Any]], Drawn]
@@ -42,7 +44,8 @@ def ode(particles: int) -> Method:
         ).images  # fmt: skip
         scores = reward(images, [prompt for prompt in prompts for _ in range(particles)]).view(-1, particles)
         best = scores.argmax(1) + particles * torch.arange(len(prompts))
-        return Drawn(images[best].numpy(), scores.max(1).values.numpy(), scores.mean(1).numpy(), particles * calls)
+        best_scores, population = scores.max(1).values.numpy(), scores.mean(1).numpy()
+        return Drawn(images[best].numpy(), best_scores, population, particles * calls, particles)
 
     return draw
 
@@ -57,7 +60,8 @@ def steered(particles: int, num_transitions: int | None, **options: Any) -> Meth
         out = steerer(prompts, num_inference_steps=calls, generator=generator, output_type="pt", **call)
         best = out.images.view(len(prompts), particles, *out.images.shape[1:])[:, 0]
         rewards = out.rewards.float()
-        return Drawn(best.numpy(), rewards.max(1).values.numpy(), rewards.mean(1).numpy(), particles * calls)
+        spent = (out.ledger.network_calls // len(prompts), out.ledger.reward_calls // len(prompts))
+        return Drawn(best.numpy(), rewards.max(1).values.numpy(), rewards.mean(1).numpy(), *spent)
 
     return draw
 
@@ -68,7 +72,8 @@ def methods(particles: int) -> dict[str, Method]:
         "ODE, one image": ode(1),
         f"ODE, best of {particles}": ode(particles),
         f"ODE two-step, best of {particles}": steered(particles, 1),
-        f"GLASS, best of {particles}": steered(particles, 5, ess_threshold=0.0),
+        f"GLASS, best of {particles}": steered(particles, 5, ess_threshold=0.0, start=1.0),
         "FK, one call per transition": steered(particles, None),
+        "FK, one call per transition, every fifth scored": steered(particles, None, score_every=5),
         "FK, GLASS": steered(particles, 5),
     }

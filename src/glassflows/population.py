@@ -58,6 +58,14 @@ class Population:
         """Number of steps that the run has taken, fewer than planned where it was interrupted."""
         return (self.scheduler.step_index or 0) - (self.scheduler.begin_index or 0)
 
+    @property
+    def last(self) -> Tensor:
+        """The particles' latents as they left the last step of the scheduler."""
+        progress = self.scheduler._progress
+        assert progress is not None  # it has stepped
+        assert progress.returned is not None
+        return progress.returned[: len(self.prompts)]
+
     # ---- the hook ----------------------------------------------------------------------------------------------------
 
     def __call__(self, k: int, x_t: Tensor, denoised: Tensor) -> Tensor | None:
@@ -200,7 +208,10 @@ class Population:
         """Weigh the final images (or latents) by their own rewards and put everything together."""
         if not self.rows:
             raise ValueError(f"{type(self.steerer.pipe).__name__} cannot be steered: it never stepped its scheduler")
-        rewards = self.score(self.decode(output) if output_type == "latent" else _for_reward(output))
+        if self.steerer.decode == "latents":
+            rewards = self.score(self.decode(self.last))
+        else:
+            rewards = self.score(self.decode(output) if output_type == "latent" else _for_reward(output))
         scale = self.scale(1.0, rewards)
         state = smc.finish(self.state, scale * rewards)
         log_weights = normalise(state.log_weights)

@@ -54,7 +54,7 @@ class FeynmanKacSteerer:
         start: Score from this fraction of the transitions on.
         stop: Score up to this fraction of the transitions.
         decode: Turns latents, as the scheduler sees them, into images for the reward; None decodes as the pipeline
-            does.
+            does. "latents" decodes nothing: the reward gets the latents, the final ones as they left the last step.
         particle_batch_size: Particles the networks see at a time, inside the pipeline's own loop; None for all.
         decode_batch_size: Latents decoded at a time on the way; None for all. The pipeline decodes the final ones as
             ever: `pipe.vae.enable_slicing()` makes it one by one.
@@ -83,7 +83,7 @@ class FeynmanKacSteerer:
         score_every: int = 1,
         start: float = 0.0,
         stop: float = 1.0,
-        decode: Decode | None = None,
+        decode: Decode | Literal["latents"] | None = None,
         particle_batch_size: int | None = None,
         decode_batch_size: int | None = None,
         reward_batch_size: int | None = None,
@@ -155,7 +155,8 @@ class FeynmanKacSteerer:
         native = self.pipe.scheduler
         scheduler = self._scheduler()
         with settled_sizes(self.pipe) as sizes:
-            run = Population(self, scheduler, prompts, self.decode or decoder(PipelineCall(self.pipe, given, sizes)))
+            decode = self.decode or decoder(PipelineCall(self.pipe, given, sizes))
+            run = Population(self, scheduler, prompts, decode if callable(decode) else _as_they_are)
             scheduler.on_transition = run
             drawn = "latent" if output_type == "latent" else "np"  # floats; the reward sees no rounding
             try:
@@ -192,6 +193,10 @@ class FeynmanKacSteerer:
             "call": {name: _written(value) for name, value in given.items()}
             | {"output_type": output_type, "select": select},
         }
+
+
+def _as_they_are(latents: Tensor) -> Tensor:
+    return latents.float()
 
 
 def _checked_scale(scale: Any) -> Any:
