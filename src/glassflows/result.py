@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -159,5 +159,11 @@ class SteeringResult:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions a result depends on."""
-    return {name: version(name) for name in ("glassflows", "torch", "diffusers", "transformers", "numpy")}
+    """Return the versions a result depends on; "unknown" for a package that is run without being installed."""
+    found = {}
+    for name in ("glassflows", "torch", "diffusers", "transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
