@@ -131,15 +131,8 @@ def settled_sizes(pipe: Any) -> Iterator[dict[str, int]]:
         sizes.update({name: arguments[name] for name in ("height", "width", "num_frames") if arguments.get(name)})
         return prepare(*args, **kwargs)
 
-    own = vars(pipe).get("prepare_latents")
-    vars(pipe)["prepare_latents"] = recording
-    try:
+    with _replaced(pipe, "prepare_latents", recording):
         yield sizes
-    finally:
-        if own is None:
-            del vars(pipe)["prepare_latents"]
-        else:
-            vars(pipe)["prepare_latents"] = own
 
 
 @contextmanager
@@ -149,21 +142,28 @@ def watched_bar(pipe: Any, watch: Callable[[Any], None]) -> Iterator[None]:
     if make is None:
         yield
         return
-    own = vars(pipe).get("progress_bar")
 
     def making(*args: Any, **kwargs: Any) -> Any:
         bar = make(*args, **kwargs)
         watch(bar)
         return bar
 
-    vars(pipe)["progress_bar"] = making
+    with _replaced(pipe, "progress_bar", making):
+        yield
+
+
+@contextmanager
+def _replaced(pipe: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Put a method in the place of the pipeline's own, and that back afterwards."""
+    own = vars(pipe).get(name)
+    vars(pipe)[name] = method
     try:
         yield
     finally:
         if own is None:
-            del vars(pipe)["progress_bar"]
+            del vars(pipe)[name]
         else:
-            vars(pipe)["progress_bar"] = own
+            vars(pipe)[name] = own
 
 
 def layout(x_t: Tensor, number: int, pipe: Any) -> int:
