@@ -43,8 +43,9 @@ SIGMAS = (  # step over σ/α of a table, or over flow sigmas
 SUPPORTED = (*FLOW, *TABLE, *EXPLODING, *SIGMAS)
 
 _SIBLING = "give the pipeline {0}.from_config(pipe.scheduler.config) first"
+_DISTILLED = "its network was distilled to jump to data, so it gives no denoised mean to sample from"
 _REASONS = {
-    "its network was distilled to jump to data, so it gives no denoised mean to sample from": (
+    _DISTILLED: (
         "CMStochasticIterativeScheduler", "ConsistencyDecoderScheduler", "FlowMapEulerDiscreteScheduler",
         "FlowMatchLCMScheduler", "HeliosDMDScheduler", "LCMScheduler", "PiflowScheduler", "SCMScheduler",
         "TCDScheduler",
@@ -65,7 +66,6 @@ _REASONS = {
     ),
 }  # fmt: skip
 _COSMOS2 = ("sigma_data", "sigma_max", "sigma_min", "final_sigmas_type")  # which its pipelines add to the config
-JUMPING = next(iter(_REASONS.values()))
 REFUSED = {name: reason for reason, names in _REASONS.items() for name in names}
 
 
@@ -96,7 +96,7 @@ def class_name(config: Mapping[str, Any]) -> str:
     if name is None:
         keys = {key for key in config if not key.startswith("_")}
         fitting = [known for known in (*SUPPORTED, *REFUSED) if keys and parameters(known) == keys]
-        if not fitting or any(known in JUMPING for known in fitting):
+        if not fitting or any(REFUSED.get(known) == _DISTILLED for known in fitting):
             raise ValueError(
                 f"config: it has no '_class_name' and its keys are those of {' or '.join(fitting) or 'no scheduler'}: "
                 "use GLASSScheduler.from_scheduler(pipe.scheduler), which reads the class off the object"
@@ -111,7 +111,7 @@ def current(config: Mapping[str, Any]) -> dict[str, Any]:
     Stable Diffusion's constructor mends old configs, that of Cosmos 2 adds to them; they know the visible keys only.
     """
     native = dict(config["native"])
-    added = _COSMOS2 if native["_class_name"] in FLOW and "sigma_data" in config else ()
+    added = _COSMOS2 if _explodes(native["_class_name"], config) else ()
     return native | {key: config[key] for key in (*native, *added) if key in config and not key.startswith("_")}
 
 
@@ -128,9 +128,14 @@ def build(config: Mapping[str, Any]) -> Any:
     name = class_name(config)
     known = parameters(name) - set(config.get("_use_default_values", ()))  # stay defaults, for the way to other classes
     scheduler = getattr(diffusers, name)(**{key: value for key, value in config.items() if key in known})
-    if name in FLOW and "sigma_data" in config:
+    if _explodes(name, config):
         scheduler.register_to_config(**{key: config[key] for key in _COSMOS2 if key in config})
     return scheduler
+
+
+def _explodes(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a flow scheduler is run on x = z + σ ε, as the pipelines of Cosmos 2 do, which note it in its config."""
+    return name in FLOW and "sigma_data" in config
 
 
 def written(scheduler: Any) -> dict[str, Any]:
@@ -173,7 +178,7 @@ class Native:
         known = parameters(self.name)  # other keys are what an earlier class left behind
         config = self.config = {key: value for key, value in scheduler.config.items() if key in known}
         self.num_train_timesteps: int = config["num_train_timesteps"]
-        self.is_exploding_flow = self.name in FLOW and "sigma_data" in scheduler.config  # Cosmos 2: x = z + σ ε
+        self.is_exploding_flow = _explodes(self.name, scheduler.config)
         self.is_flow = (self.name in FLOW or bool(config.get("use_flow_sigmas"))) and not self.is_exploding_flow
         self.inverted = bool(config.get("invert_sigmas"))
         self.continuous = self.name in EDM or config.get("timestep_type") == "continuous"

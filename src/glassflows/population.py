@@ -46,12 +46,11 @@ class Population:
         self.rows: list[Tensor | None] = []  # that went on, at each transition
         self.ledger = Ledger()
         self.bar: Any = None
-        self.warned = False
 
     @property
     def num_transitions(self) -> int:
         """Number of transitions of the run under way: as many as asked for, if there are as many calls."""
-        return self.scheduler._calls[-1][0] + 1
+        return self.scheduler._calls[-1].k + 1
 
     @property
     def num_steps(self) -> int:

@@ -148,9 +148,8 @@ class FeynmanKacSteerer:
         check_steerable(self.pipe)
         given = kwargs if prompt is None else {"prompt": prompt, **kwargs}
         arguments, prompts = arranged(self.pipe, given, self.num_particles)
-        arguments["generator"] = _per_particle(kwargs.get("generator"), len(prompts), self.num_particles)
-        if arguments["generator"] is None:
-            del arguments["generator"]
+        if "generator" in kwargs:
+            arguments["generator"] = _per_particle(kwargs["generator"], len(prompts), self.num_particles)
 
         native = self.pipe.scheduler
         scheduler = self._scheduler()
@@ -170,7 +169,9 @@ class FeynmanKacSteerer:
                     output = self.pipe(**arguments, output_type=drawn)[0]
             finally:
                 self.pipe.scheduler = native
-            result = run.result(output, output_type, select, number, self._recipe(given, output_type, select))
+            result = run.result(
+                output, output_type, select, number, self._recipe(scheduler, given, output_type, select)
+            )
         return (result.images, result) if as_tuple else result  # type: ignore[return-value]
 
     def _scheduler(self) -> GLASSScheduler:
@@ -180,10 +181,11 @@ class FeynmanKacSteerer:
         cls = GLASSFlowMatchScheduler if by_name else GLASSScheduler
         return cls.from_scheduler(native, **(scale | self.options))
 
-    def _recipe(self, given: dict[str, Any], output_type: str, select: str) -> dict[str, Any]:
+    def _recipe(
+        self, scheduler: GLASSScheduler, given: dict[str, Any], output_type: str, select: str
+    ) -> dict[str, Any]:
         """Return what reproduces a call, as far as JSON can say it."""
         own = {name: value for name, value in vars(self).items() if name not in ("pipe", "reward", "decode", "options")}
-        scheduler = self._scheduler()
         return {
             "versions": versions(),
             "pipeline": type(self.pipe).__name__,
