@@ -1,5 +1,7 @@
 """Micro-batches of particles inside the pipeline's own loop."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -59,7 +61,35 @@ def test_networks_see_so_many_at_a_time(make, copies):
     assert set(seen) == {2 * copies, copies}
 
 
-@pytest.mark.parametrize("where", ["particle", "decode", "reward"])
+@pytest.mark.parametrize("make", [tiny.flux, tiny.sd])
+def test_the_pipelines_own_decoding_keeps_to_the_batch_size(make):
+    pipe, images = make(), []
+    seen = rows_seen(pipe.vae.decoder)
+    call = tiny.FLUX_CALL if make is tiny.flux else tiny.SD_CALL
+    for size in (None, 2):
+        steerer = FeynmanKacSteerer(pipe, lambda s, p: torch.zeros(5), 5, num_transitions=2, decode_batch_size=size)
+        out = steerer("a cat", num_inference_steps=4, generator=tiny.seeded(), output_type="np", **call)
+        images.append(out.images)
+    assert seen == [5, 5] + [2, 2, 1] * 2
+    np.testing.assert_allclose(*images, atol=5e-5)
+    assert "decode" not in vars(pipe.vae)
+
+
+def test_seconds_of_the_networks_are_taken():
+    pipe = tiny.flux()
+    forward = pipe.transformer.forward
+
+    def slow(*args, **kwargs):
+        time.sleep(0.05)
+        return forward(*args, **kwargs)
+
+    pipe.transformer.forward = slow
+    steerer = FeynmanKacSteerer(pipe, lambda s, p: torch.zeros(4), 4, num_transitions=2)
+    seconds = steerer("a cat", num_inference_steps=4, generator=tiny.seeded(), **tiny.FLUX_CALL).ledger.seconds
+    assert 0.2 < seconds["network"] < seconds["total"] - seconds["decode"] - seconds["reward"]
+
+
+@pytest.mark.parametrize("where", ["particle", "decode", "reward", "final decode"])
 def test_out_of_memory_says_what_to_lower(where):
     pipe = tiny.flux()
 
@@ -69,6 +99,10 @@ def test_out_of_memory_says_what_to_lower(where):
     options = {"decode": fail} if where == "decode" else {}
     if where == "particle":
         pipe.transformer.forward = fail
+    if where == "final decode":
+        where, fail = "decode", lambda images, prompts: torch.zeros(4)
+        pipe.vae.decode = lambda z, **kwargs: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory."))
+        options = {"decode": lambda latents: torch.rand(4, 3, 16, 24)}
     steerer = FeynmanKacSteerer(pipe, fail, 4, num_transitions=2, **options)
     with pytest.raises(torch.OutOfMemoryError, match=rf"CUDA out of memory\. \(lower {where}_batch_size of Feyn"):
         steerer("a cat", num_inference_steps=4, generator=tiny.seeded(), **tiny.FLUX_CALL)
@@ -88,20 +122,23 @@ def test_offloaded_networks_are_chunked():
 
 
 def test_compiled_networks_are_chunked():
-    """One graph for the chunks, and the images of the eager network."""
+    """One graph of the size of a chunk, and the images of the eager network, compiled either way."""
     compilations, images = [], []
 
     def counting(module, inputs):
         compilations.append(1)
         return module.forward
 
-    for compiled in (False, True):
+    for compiled in ("no", "wrapped", "in place"):
         pipe = tiny.flux()
-        if compiled:
-            torch._dynamo.reset()
+        torch._dynamo.reset()
+        compilations.clear()
+        if compiled == "wrapped":
             pipe.transformer = torch.compile(pipe.transformer, backend=counting, dynamic=False)
+        if compiled == "in place":
+            pipe.transformer.compile(backend=counting, dynamic=False, fullgraph=True)
         steerer = FeynmanKacSteerer(pipe, lambda s, p: torch.zeros(4), 4, num_transitions=2, particle_batch_size=2)
         out = steerer("a cat", num_inference_steps=4, generator=tiny.seeded(), output_type="np", **tiny.FLUX_CALL)
         images.append(out.images)
-    np.testing.assert_allclose(*images, atol=5e-5)
-    assert 1 <= len(compilations) <= 2
+        assert len(compilations) == (0 if compiled == "no" else 1)
+        np.testing.assert_allclose(images[0], out.images, atol=5e-5)

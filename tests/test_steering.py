@@ -1,5 +1,7 @@
 """FeynmanKacSteerer around real pipelines at toy size."""
 
+import base64
+import dataclasses
 import json
 import math
 from itertools import pairwise
@@ -16,6 +18,7 @@ from PIL.Image import open as open_image
 import tiny
 from glassflows import FeynmanKacSteerer, GLASSScheduler
 from glassflows.decode import PipelineCall, decoder
+from glassflows.population import _as_output
 from glassflows.rewards import as_reward
 from glassflows.smc.weights import ess, log_mean, normalise
 
@@ -476,8 +479,60 @@ def test_a_result_is_saved_with_what_reproduces_it(tmp_path):
     assert record["recipe"]["versions"]["diffusers"]
     assert record["ledger"]["network_calls"] == 24
     assert out._repr_html_().count("<img") == 4
+    assert "Infinity" not in (folder / "steering.json").read_text()
     latents = steer(tiny.flux(), reward_scale=2, output_type="latent")
+    assert latents._repr_html_().startswith("<pre>")
     assert np.load(latents.save(tmp_path / "latents") / "samples.npy").shape == (4, 24, 16)
+
+
+@pytest.mark.parametrize("given", ["a generator drawn from", "none"])
+def test_a_saved_state_reproduces_the_call(given, tmp_path):
+    """Whatever was drawn before from the generator, or from torch's own where the call names none."""
+    pipe = tiny.flux()
+    steerer = FeynmanKacSteerer(pipe, brightness, 4, num_transitions=3, reward_scale=1)
+    generator = torch.default_generator.manual_seed(3) if given == "none" else tiny.seeded()
+    torch.randn(7, generator=generator)
+    named = {} if given == "none" else {"generator": generator}
+    out = steerer("a cat", output_type="np", **named, **call(pipe))
+    recipe = json.loads((out.save(tmp_path) / "steering.json").read_text())["recipe"]
+    written = recipe["call"]["global_generator" if given == "none" else "generator"]
+    state = torch.frombuffer(bytearray(base64.b64decode(written["state"])), dtype=torch.uint8)
+    again = steerer("a cat", output_type="np", generator=tiny.seeded().set_state(state), **call(pipe))
+    assert np.array_equal(again.images, out.images)
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_videos_are_saved_and_shown_as_animations(output_type, tmp_path):
+    film = np.random.default_rng(0).random((2, 5, 8, 12, 3), dtype=np.float32)
+    rows = torch.tensor([0, 1])
+    out = steer(tiny.flux(), num_particles=2, reward_scale=1, previews=True)
+    previews = (255 * torch.from_numpy(film)[None]).round().byte().movedim(-1, -3)
+    out = dataclasses.replace(
+        out, images=_as_output(film, rows, output_type), previews=previews.repeat(2, 1, 1, 1, 1, 1)
+    )
+    folder = out.save(tmp_path)
+    with open_image(folder / "001.png") as saved:
+        assert saved.n_frames == 5
+        saved.seek(3)
+        np.testing.assert_allclose(np.asarray(saved.convert("RGB")) / 255, film[1, 3], atol=0.51 / 255)
+    assert out._repr_html_().count("<img") == 2
+    plt.close(out.plot())
+
+
+@pytest.mark.parametrize("select", ["best", "sample"])
+def test_genealogy_of_what_was_not_returned(select):
+    pipe = tiny.flux()
+    steerer = FeynmanKacSteerer(pipe, brightness, 4, num_transitions=3, reward_scale=50, previews=True)
+    plt.close(steerer("a cat", generator=tiny.seeded(), select=select, **call(pipe)).plot())
+
+
+@pytest.mark.parametrize(("particles", "transitions"), [(1, 2), (14, 2), (2, 1)])
+def test_genealogies_of_every_size(particles, transitions):
+    out = steer(tiny.flux(), num_particles=particles, num_transitions=transitions, previews=True, reward_scale=1)
+    figure = out.plot()
+    figure.canvas.draw()
+    assert figure.get_figwidth() < 12
+    plt.close(figure)
 
 
 @pytest.mark.parametrize("previews", [False, True])

@@ -1,44 +1,67 @@
-"""Run a pipeline's networks over a few particles at a time, inside the pipeline's own loop."""
+"""Run a pipeline's networks and its decoder over a few particles at a time, inside the pipeline's own loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .pipelines import replaced
+
 NETWORKS = ("transformer", "transformer_2", "unconditional_transformer", "unet", "controlnet", "prior")
+DECODERS = ("vae", "movq", "vqvae", "vqgan")
 
 _NOT_ROWS = ("img_ids", "txt_ids")  # positions, which may be as many as there are rows
 
 
 @contextmanager
-def chunked(pipe: Any, number: int, size: int | None) -> Iterator[None]:
-    """Let each network of a pipeline see at most `size` of `number` particles at a time, guidance rows with their own.
+def chunked(
+    pipe: Any,
+    number: int,
+    *,
+    particles: int | None,
+    decodes: int | None,
+    timing: Callable[[str], AbstractContextManager[None]],
+) -> Iterator[None]:
+    """Let a pipeline's networks and its decoder see so many of its particles at a time; they are as before afterwards.
 
     Args:
-        pipe: The pipeline; its networks are as they were afterwards.
+        pipe: The pipeline.
         number: Rows of the pipeline's batch without guidance, prompts × particles.
-        size: Particles at a time; None for all.
+        particles: Particles that a network sees at a time, guidance rows with their own; None for all.
+        decodes: Particles that the pipeline decodes at a time; None for all.
+        timing: Takes the time of "network".
     """
-    modules = [getattr(pipe, name, None) for name in NETWORKS] if size is not None and size < number else []
-    wrapped = [(module, vars(module).get("forward")) for module in modules if isinstance(module, torch.nn.Module)]
-    for module, _ in wrapped:
-        module.forward = _in_chunks(module.forward, number, size or number)
-    ours = [module.forward for module, _ in wrapped]
-    try:
+    with ExitStack() as stack:
+        for network in _modules(pipe, NETWORKS):
+            # a module compiled in place is entered here; its graph is then one of so many particles
+            entry = "forward" if getattr(network, "_compiled_call_impl", None) is None else "_compiled_call_impl"
+            forward = _in_chunks(getattr(network, entry), number, particles or number)
+            stack.enter_context(replaced(network, entry, _within(lambda: timing("network"), forward)))
+        for module in _modules(pipe, DECODERS):
+            decode = _rows_in_chunks(module.decode, number, decodes or number)
+            stack.enter_context(replaced(module, "decode", _within(lambda: lowering("decode_batch_size"), decode)))
         yield
-    finally:
-        for (module, own), forward in zip(wrapped, ours, strict=True):
-            if vars(module).get("forward") is not forward:
-                continue  # offloading hooks were taken off and put on anew in between
-            if own is None:
-                del module.forward
-            else:
-                module.forward = own
+
+
+def _modules(pipe: Any, names: tuple[str, ...]) -> list[Any]:
+    found = [getattr(pipe, name, None) for name in names]
+    return [module for module in found if isinstance(module, torch.nn.Module)]
+
+
+def _within(context: Callable[[], AbstractContextManager[None]], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that runs within a context."""
+
+    @wraps(function)
+    def within(*args: Any, **kwargs: Any) -> Any:
+        with context():
+            return function(*args, **kwargs)
+
+    return within
 
 
 @contextmanager
@@ -59,7 +82,7 @@ def _in_chunks(forward: Callable[..., Any], number: int, size: int) -> Callable[
     def in_chunks(*args: Any, **kwargs: Any) -> Any:
         batch = next((value for value in (*args, *kwargs.values()) if _is_batch(value)), ())
         rows, listed = len(batch), isinstance(batch, list)
-        if rows < number or rows % number:
+        if size >= number or rows < number or rows % number:
             return forward(*args, **kwargs)
         order = torch.arange(rows).view(-1, number)  # one row of it per copy of the particles
         outputs, chosen = [], [chunk.flatten() for chunk in order.split(size, 1)]
@@ -73,6 +96,18 @@ def _in_chunks(forward: Callable[..., Any], number: int, size: int) -> Callable[
         return _joined(outputs, torch.cat(chosen).argsort(), listed)
 
     return in_chunks
+
+
+def _rows_in_chunks(decode: Callable[..., Any], number: int, size: int) -> Callable[..., Any]:
+    """Return a decoder that decodes some particles at a time where it is given one row of each."""
+    in_chunks = _in_chunks(decode, number, size)
+
+    @wraps(decode)
+    def decoding(z: Any, *args: Any, **kwargs: Any) -> Any:
+        frames_as_rows = len(z) != number or "num_frames" in kwargs
+        return decode(z, *args, **kwargs) if frames_as_rows else in_chunks(z, *args, **kwargs)
+
+    return decoding
 
 
 def _is_batch(value: Any) -> bool:

@@ -131,7 +131,7 @@ def settled_sizes(pipe: Any) -> Iterator[dict[str, int]]:
         sizes.update({name: arguments[name] for name in ("height", "width", "num_frames") if arguments.get(name)})
         return prepare(*args, **kwargs)
 
-    with _replaced(pipe, "prepare_latents", recording):
+    with replaced(pipe, "prepare_latents", recording):
         yield sizes
 
 
@@ -148,22 +148,26 @@ def watched_bar(pipe: Any, watch: Callable[[Any], None]) -> Iterator[None]:
         watch(bar)
         return bar
 
-    with _replaced(pipe, "progress_bar", making):
+    with replaced(pipe, "progress_bar", making):
         yield
 
 
 @contextmanager
-def _replaced(pipe: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Put a method in the place of the pipeline's own, and that back afterwards."""
-    own = vars(pipe).get(name)
-    vars(pipe)[name] = method
+def replaced(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Put a method in the place of an object's own, and that back afterwards, unless it was replaced in between.
+
+    Offloading takes its hooks off a network, and puts them on anew, within a call.
+    """
+    own = vars(owner).get(name)
+    vars(owner)[name] = method
     try:
         yield
     finally:
-        if own is None:
-            del vars(pipe)[name]
-        else:
-            vars(pipe)[name] = own
+        if vars(owner).get(name) is method:
+            if own is None:
+                del vars(owner)[name]
+            else:
+                vars(owner)[name] = own
 
 
 def layout(x_t: Tensor, number: int, pipe: Any) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL.Image import Image
 from torch import Tensor
@@ -28,7 +29,9 @@ class Ledger:
         network_calls: Evaluations of the denoiser, one per particle and step (two network passes each under guidance).
         decodes: Latents decoded for the reward, one per particle and scoring; the pipeline's own last ones not counted.
         reward_calls: Samples scored.
-        seconds: Wall-clock seconds: "decode", "reward", "total"; the rest of the total is the pipeline's own.
+        seconds: Wall-clock seconds: "network", "decode", "reward", "total"; the rest of the total is the pipeline's own
+            (text encoders, its last decoding). An accelerator is waited for at either end of each, so that none is
+            charged with what another queued.
     """
 
     network_calls: int = 0
@@ -39,11 +42,11 @@ class Ledger:
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
         """Add the time of a block to `seconds[what]`."""
-        start = time.perf_counter()
+        start = _now()
         try:
             yield
         finally:
-            self.seconds[what] += time.perf_counter() - start
+            self.seconds[what] += _now() - start
 
 
 @dataclass(frozen=True)
@@ -112,19 +115,19 @@ class SteeringResult:
         return genealogy(self, prompt)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the images as PNG (or everything as .npy, where they are no images) and `steering.json`.
+        """Write the images as PNG, videos as animated ones, latents and sound as `samples.npy`, and `steering.json`.
 
         The file has the rewards, weights, ancestors, ledger and what reproduces the call. Returns the folder.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = self._pictures()
-        if pictures is None:
+        films = self._films()
+        if films is None:
             values = self.images.cpu().float().numpy() if isinstance(self.images, Tensor) else np.asarray(self.images)
             np.save(folder / "samples.npy", values)
-        names = [] if pictures is None else [f"{i:03d}.png" for i in range(len(pictures))]
-        for name, picture in zip(names, pictures or [], strict=True):
-            picture.save(folder / name)
+        names = [f"{i:03d}.png" for i in range(len(films or []))]
+        for name, film in zip(names, films or [], strict=True):
+            (folder / name).write_bytes(_png(film))
         fields = ("rewards", "log_weights", "ancestors", "resampled", "ess", "scored", "log_evidence", "reward_scale",
                   "order")  # fmt: skip
         record = {name: getattr(self, name).tolist() for name in fields}
@@ -134,28 +137,44 @@ class SteeringResult:
         return folder
 
     def _repr_html_(self) -> str:
-        """Show the images under their rewards, in notebooks."""
-        pictures = self._pictures()
-        if pictures is None:
+        """Show the images, or videos, and their rewards, in notebooks."""
+        films = self._films()
+        if films is None:
             return f"<pre>{self.rewards.tolist()}</pre>"
         rewards = self.rewards.gather(1, self.order).flatten().tolist()
         cells = []
-        for picture, reward in zip(pictures, rewards, strict=True):
-            buffer = io.BytesIO()
-            picture.save(buffer, "PNG")
-            source = base64.b64encode(buffer.getvalue()).decode()
+        for film, reward in zip(films, rewards, strict=True):
+            source = base64.b64encode(_png(film)).decode()
             cells.append(
                 f'<figure style="display:inline-block;margin:4px"><img src="data:image/png;base64,{source}" '
                 f'style="max-width:256px"><figcaption>{reward:.4g}</figcaption></figure>'
             )
         return "".join(cells)
 
-    def _pictures(self) -> list[Image] | None:
-        """Return the images as pictures; None for latents, videos and sound."""
+    def _films(self) -> list[list[Image]] | None:
+        """Return the frames of each image (one) or video; None for latents and sound."""
         if isinstance(self.images, list):
-            return self.images if self.images and isinstance(self.images[0], Image) else None
-        arrays = self.images.float().cpu().movedim(1, -1).numpy() if isinstance(self.images, Tensor) else self.images
-        return VaeImageProcessor.numpy_to_pil(arrays) if arrays.ndim == 4 and arrays.shape[-1] == 3 else None
+            films = [film if isinstance(film, list) else [film] for film in self.images]
+            return films if films and isinstance(films[0][0], Image) else None
+        arrays = self.images.float().cpu().movedim(-3, -1).numpy() if isinstance(self.images, Tensor) else self.images
+        if arrays.ndim not in (4, 5) or arrays.shape[-1] != 3:
+            return None
+        return [VaeImageProcessor.numpy_to_pil(film) for film in (arrays if arrays.ndim == 5 else arrays[:, None])]
+
+
+def _png(film: list[Image]) -> bytes:
+    """Return a picture, or several as an animation of ten a second, as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    animated = {"save_all": True, "append_images": film[1:], "duration": 100} if len(film) > 1 else {}
+    film[0].save(buffer, "PNG", **animated)
+    return buffer.getvalue()
+
+
+def _now() -> float:
+    """Return the time when everything queued so far is done."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
 
 
 def versions() -> dict[str, str]:

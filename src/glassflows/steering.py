@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -56,8 +57,7 @@ class FeynmanKacSteerer:
         decode: Turns latents, as the scheduler sees them, into images for the reward; None decodes as the pipeline
             does. "latents" decodes nothing: the reward gets the latents, the final ones as they left the last step.
         particle_batch_size: Particles the networks see at a time, inside the pipeline's own loop; None for all.
-        decode_batch_size: Latents decoded at a time on the way; None for all. The pipeline decodes the final ones as
-            ever: `pipe.vae.enable_slicing()` makes it one by one.
+        decode_batch_size: Latents decoded at a time, on the way and in the pipeline at the end; None for all.
         reward_batch_size: Samples scored at a time; None for all.
         previews: Whether the result keeps the decoded predictions of every scoring.
 
@@ -157,11 +157,18 @@ class FeynmanKacSteerer:
             decode = self.decode or decoder(PipelineCall(self.pipe, given, sizes))
             run = Population(self, scheduler, prompts, decode if callable(decode) else _as_they_are)
             scheduler.on_transition = run
+            recipe = self._recipe(scheduler, given, output_type, select)
             drawn = "latent" if output_type == "latent" else "np"  # floats; the reward sees no rounding
             try:
                 self.pipe.scheduler = scheduler
                 with (
-                    chunked(self.pipe, len(prompts), self.particle_batch_size),
+                    chunked(
+                        self.pipe,
+                        len(prompts),
+                        particles=self.particle_batch_size,
+                        decodes=self.decode_batch_size,
+                        timing=run.ledger.timing,
+                    ),
                     watched_bar(self.pipe, run.watch),
                     run.ledger.timing("total"),
                     lowering("particle_batch_size"),
@@ -169,9 +176,7 @@ class FeynmanKacSteerer:
                     output = self.pipe(**arguments, output_type=drawn)[0]
             finally:
                 self.pipe.scheduler = native
-            result = run.result(
-                output, output_type, select, number, self._recipe(scheduler, given, output_type, select)
-            )
+            result = run.result(output, output_type, select, number, recipe)
         return (result.images, result) if as_tuple else result  # type: ignore[return-value]
 
     def _scheduler(self) -> GLASSScheduler:
@@ -184,15 +189,16 @@ class FeynmanKacSteerer:
     def _recipe(
         self, scheduler: GLASSScheduler, given: dict[str, Any], output_type: str, select: str
     ) -> dict[str, Any]:
-        """Return what reproduces a call, as far as JSON can say it."""
+        """Return what reproduces a call, as far as JSON can say it; to be taken before it draws."""
         own = {name: value for name, value in vars(self).items() if name not in ("pipe", "reward", "decode", "options")}
+        drawing = {} if {"generator", "latents"} & given.keys() else {"global_generator": _default_generator(self.pipe)}
         return {
             "versions": versions(),
             "pipeline": type(self.pipe).__name__,
             "scheduler": {"native": dict(scheduler.config["native"]), "glass": dict(scheduler.config["glass"])},
             "reward": getattr(self.reward, "__name__", type(self.reward).__name__),
             "steerer": {name: _written(value) for name, value in own.items()},
-            "call": {name: _written(value) for name, value in given.items()}
+            "call": {name: _written(value) for name, value in (given | drawing).items()}
             | {"output_type": output_type, "select": select},
         }
 
@@ -220,12 +226,22 @@ def _per_particle(generator: Any, number: int, particles: int) -> Any:
     return [torch.Generator().manual_seed(seed) for group in seeds for seed in group.tolist()]
 
 
+def _default_generator(pipe: Any) -> torch.Generator:
+    """Return what a pipeline draws from that is given no generator."""
+    device = torch.device(pipe._execution_device)
+    return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+
+
 def _written(value: Any) -> Any:
-    """Return a value as JSON can hold it: generators by their seed, tensors and images by their look."""
+    """Return a value as JSON can hold it: generators by seed and state, tensors and images by their look."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.Generator):
-        return {"seed": value.initial_seed(), "device": str(value.device)}
+        seed, state = value.initial_seed(), value.get_state()
+        written = {"seed": seed, "device": str(value.device)}
+        if not torch.equal(state, torch.Generator(value.device).manual_seed(seed).get_state()):
+            written["state"] = base64.b64encode(state.numpy().tobytes()).decode()  # it has been drawn from
+        return written
     if isinstance(value, (list, tuple)):
         return [_written(one) for one in value]
     if isinstance(value, (Tensor, np.ndarray)):

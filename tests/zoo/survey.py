@@ -258,6 +258,7 @@ def steer(case: Case, pipe: Any, plain: Run) -> str:
     assert np.isfinite(images).all()
     assert images.shape == (2, *plain.output.shape[1:])
     assert out.ancestors.tolist() in ([], [[[1, 1]]])
+    assert out.ledger.seconds["network"] > 0
     return "yes"
 
 
