@@ -9,13 +9,15 @@ import numpy as np
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 _WINNER, _KEPT, _LOST = "#c1440e", "#4d4d4d", "#cccccc"
+_MOST = 12  # particles or rows that are drawn with pictures and scores; more become dots coloured by their reward
 
 
 def genealogy(result: Any, prompt: int = 0) -> Any:
     """Draw particles as columns and scorings as rows, from the first at the top to the final samples at the bottom.
 
     Lines lead to parents: of the lineages that reached the end dark, of the best red. Beside it the effective sample
-    size and the rewards.
+    size and the rewards, their mean dark and the best red. Of more than 12 particles or rows every one is a dot, the
+    brighter the higher its reward, and a star marks resampling.
 
     Args:
         result: The result of a steered call.
@@ -24,13 +26,16 @@ def genealogy(result: Any, prompt: int = 0) -> Any:
     scored = np.vstack([result.scored[:, prompt].numpy(), result.rewards[prompt].numpy()[None]])
     ancestors = result.ancestors[:, prompt].numpy()
     rows, columns = scored.shape
-    pictures = _pictures(result, prompt)
+    large = max(rows, columns) <= _MOST
+    pictures = _pictures(result, prompt) if large else None
     alive = _alive(ancestors, columns)
     winner = result.lineage(prompt)
 
+    cell = 0.72 if large else min(0.72, 6.5 / max(rows, columns))  # inches
+    height = 1.3 * cell if large else cell
     figure, (tree, sizes, rewards) = plt.subplots(
-        1, 3, figsize=(2.2 + 0.85 * columns + 3.2, 0.8 + 1.15 * rows), width_ratios=[0.85 * columns, 1.5, 1.5],
-        layout="constrained", sharey=True,
+        1, 3, figsize=(max(cell * columns, 1.5) + 3.4, height * rows + 0.9),
+        width_ratios=[max(cell * columns, 1.5), 1.1, 1.1], layout="constrained", sharey=True,
     )  # fmt: skip
     for row in range(rows - 1):
         for slot, parent in enumerate(ancestors[row]):
@@ -41,33 +46,36 @@ def genealogy(result: Any, prompt: int = 0) -> Any:
     low, high = scored.min(), scored.max()
     for row in range(rows):
         for slot in range(columns):
-            shade = (scored[row, slot] - low) / ((high - low) or 1.0)
             edge = _WINNER if winner[row] == slot else _KEPT if alive[row][slot] else _LOST
-            if pictures is not None:
-                box = OffsetImage(pictures[row][slot], zoom=46 / max(pictures[row][slot].shape[:2]))
-                tree.add_artist(AnnotationBbox(box, (slot, row), pad=0.08, bboxprops={"edgecolor": edge, "lw": 1.6}))
+            picture = pictures[row][slot] if pictures else None
+            if picture is not None:
+                box = OffsetImage(picture, zoom=60 * cell / max(picture.shape[:2]))
+                tree.add_artist(AnnotationBbox(box, (slot, row), pad=0.06, bboxprops={"edgecolor": edge, "lw": 1.6}))
             else:
-                tree.scatter(slot, row, s=260, color=plt.get_cmap("viridis")(shade), edgecolors=edge, lw=2, zorder=4)
-            label, under = f"{scored[row, slot]:.3g}", {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-            shown = "#999999" if edge == _LOST else edge
-            tree.text(slot, row + 0.36, label, ha="center", va="top", fontsize=7, color=shown, bbox=under, zorder=5)
+                shade = plt.get_cmap("viridis")((scored[row, slot] - low) / ((high - low) or 1.0))
+                tree.scatter(slot, row, s=(26 * cell) ** 2, color=shade, edgecolors=edge, lw=4 * cell**0.5, zorder=4)
+            if large:
+                label, under = f"{scored[row, slot]:.3g}", {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+                shown = "#808080" if edge == _LOST else edge
+                tree.text(slot, row + 0.37, label, ha="center", va="top", fontsize=9, color=shown, bbox=under, zorder=5)
     tree.set_xlim(-0.6, columns - 0.4)
-    tree.set_ylim(rows - 0.35, -0.5)
-    names = [f"transition {k + 1}" for k in result.transitions] + ["final"]
-    tree.set_yticks(range(rows), [
-        f"{name}\nresampled" if i < rows - 1 and result.resampled[i, prompt] else name for i, name in enumerate(names)
-    ], fontsize=8)  # fmt: skip
-    tree.set_xticks(range(columns), [str(slot + 1) for slot in range(columns)], fontsize=8)
-    tree.set_xlabel("particle", fontsize=8)
+    tree.set_ylim(rows - 0.3, -0.5)
+    resampled = "\nresampled" if large else " *"
+    marks = [resampled if one else "" for one in result.resampled[:, prompt]]
+    names = [f"transition {k + 1}{mark}" for k, mark in zip(result.transitions, marks, strict=True)]
+    tree.set_yticks(range(rows), [*names, "final"])
+    shown = range(0, columns, 1 if large else 1 + columns // 10)
+    tree.set_xticks(shown, [str(slot + 1) for slot in shown])
+    tree.set_xlabel("particle")
     sizes.plot(result.ess[:, prompt].numpy(), range(rows - 1), "o-", color=_KEPT, markersize=4)
     sizes.set_xlim(0, columns * 1.05)
-    sizes.set_xlabel("effective\nsample size", fontsize=8)
-    rewards.plot(scored.mean(1), range(rows), "o-", color=_KEPT, markersize=4, label="mean")
-    rewards.plot(scored.max(1), range(rows), "o-", color=_WINNER, markersize=4, label="best")
-    rewards.set_xlabel("reward", fontsize=8)
-    rewards.legend(fontsize=7, frameon=False)
+    sizes.set_xlabel("effective\nsample size")
+    rewards.plot(scored.mean(1), range(rows), "o-", color=_KEPT, markersize=4)
+    rewards.plot(scored.max(1), range(rows), "o-", color=_WINNER, markersize=4)
+    rewards.set_xlabel("reward:\nmean, best")
     for axes in (tree, sizes, rewards):
-        axes.tick_params(length=0, labelsize=8)
+        axes.tick_params(length=0, labelsize=9)
+        axes.xaxis.label.set_size(9)
         axes.spines[:].set_visible(False)
         axes.grid(axis="x" if axes is not tree else "y", color="#eeeeee", zorder=0)
     return figure
@@ -83,14 +91,18 @@ def _alive(ancestors: np.ndarray, columns: int) -> list[np.ndarray]:
     return alive
 
 
-def _pictures(result: Any, prompt: int) -> list[Any] | None:
-    """Return the previews and final images of a prompt, (H, W, 3) each, where there are previews of images."""
-    columns = result.rewards.shape[1]
-    pictures = result._pictures()
-    everything = result.order.shape[1] == columns
-    if result.previews is None or result.previews.ndim != 5 or pictures is None or not everything:
+def _pictures(result: Any, prompt: int) -> list[list[Any]] | None:
+    """Return the previews and final samples of a prompt, (H, W, 3) each, of videos the frame in the middle.
+
+    None without previews of images or videos; a final sample that was not returned is None.
+    """
+    previews, films = result.previews, result._films()
+    if previews is None or previews.ndim < 5 or films is None:
         return None
-    first = prompt * columns
-    rows = [list(np.moveaxis(row[first : first + columns].numpy(), 1, -1)) for row in result.previews]
-    by_slot = {int(slot): np.asarray(pictures[first + i]) for i, slot in enumerate(result.order[prompt])}
-    return [*rows, [by_slot[slot] for slot in range(columns)]]
+    if previews.ndim == 6:
+        previews = previews[:, :, previews.shape[2] // 2]
+    columns, returned = result.rewards.shape[1], result.order.shape[1]
+    rows = [list(row.movedim(1, -1).numpy()) for row in previews[:, prompt * columns : (prompt + 1) * columns]]
+    mine = zip(result.order[prompt].tolist(), films[prompt * returned :], strict=False)
+    final = {slot: np.asarray(film[len(film) // 2]) for slot, film in mine}
+    return [*rows, [final.get(slot) for slot in range(columns)]]
