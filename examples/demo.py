@@ -15,8 +15,7 @@ import numpy as np
 import torch
 import transformers
 
-from glassflows.rewards import CLIPScore
-from scenes import CALL, CLIP, load_pipeline
+from scenes import CALL, load_pipeline, load_reward
 from scenes.grammar import held_out_prompts
 from scenes.methods import Drawn, methods
 from scenes.verifier import verdicts
@@ -72,7 +71,7 @@ def main() -> None:
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     print("loading the pipeline and its CLIP …", flush=True)
-    pipe, reward = load_pipeline(), CLIPScore(CLIP)
+    pipe, reward = load_pipeline(), load_reward()
     prompts = held_out_prompts(args.prompts, seed=3)
     drawn, rows = {}, []
     for number, name in enumerate(SHOWN, 1):

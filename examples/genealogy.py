@@ -7,15 +7,14 @@ import matplotlib
 import torch
 
 from glassflows import FeynmanKacSteerer
-from glassflows.rewards import CLIPScore
-from scenes import CLIP, load_pipeline
+from scenes import load_pipeline, load_reward
 
 matplotlib.use("Agg")
 
 
 def main(path: Path = Path("genealogy.png")) -> None:
     steerer = FeynmanKacSteerer(
-        load_pipeline(), CLIPScore(CLIP), num_particles=8, num_transitions=5, ess_threshold=0.7, previews=True
+        load_pipeline(), load_reward(), num_particles=8, num_transitions=5, ess_threshold=0.7, previews=True
     )
     out = steerer(
         "a red circle left of a blue square",

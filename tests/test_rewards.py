@@ -1,49 +1,402 @@
+"""Every reward against an independent computation, from checkpoints of toy size in the published formats."""
+
+import copy
+import subprocess
+import sys
+import warnings
+
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPModel, CLIPProcessor
+from PIL import Image
+from transformers import AutoTokenizer, BertTokenizer, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from glassflows.rewards import CLIPScore, as_reward
-from scenes import CLIP
+import checkpoints
+import tiny
+from glassflows import FeynmanKacSteerer
+from glassflows.rewards import (
+    AestheticScore,
+    CLIPScore,
+    HPSv2,
+    ImageReward,
+    Negate,
+    PickScore,
+    Product,
+    Standardize,
+    Sum,
+    VLMReward,
+    as_reward,
+)
+from glassflows.rewards.images import cropped, padded
+from published import Head, OpenCLIP, PublishedImageReward
+from scenes import CALL, CLIP, load_pipeline
 from scenes.draw import draw
 from scenes.grammar import parse
 
+PROMPTS = ["a red circle", "two blue squares", "a red circle"]
+KINDS = {
+    "CLIPScore": (CLIPScore, checkpoints.clip),
+    "PickScore": (PickScore, checkpoints.clip),
+    "HPSv2": (HPSv2, checkpoints.hpsv2),
+    "AestheticScore": (AestheticScore, checkpoints.aesthetic),
+    "ImageReward": (ImageReward, checkpoints.image_reward),
+    "VLMReward": (VLMReward, checkpoints.vlm),
+}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*slow image processor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning"),
+]
 
-def test_score_is_the_models_own_logit():
-    """Against CLIPModel and its own processor, image by image, at the model's size."""
-    images = (torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A folder with a checkpoint of toy size for each reward."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {name: write(root / name) for name, (_, write) in KINDS.items()}
+
+
+def load(name, folders, **options):
+    return KINDS[name][0].from_pretrained(folders[name], **options)
+
+
+def images(number=3, height=20, width=30, seed=0):
+    return (torch.rand(number, 3, height, width, generator=tiny.seeded(seed)) * 255).round() / 255
+
+
+def pixels(images, size=16):
+    """What CLIP's networks see of images, in plain torch."""
+    height, width = images.shape[-2:]
+    shape = [int(size * side / min(height, width)) for side in (height, width)]
+    images = torch.nn.functional.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = ((side - size) // 2 for side in shape)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (checkpoints.MEAN, checkpoints.STD))
+    return (images[..., top : top + size, left : left + size] - mean) / std
+
+
+# ---- what is scored --------------------------------------------------------------------------------------------------
+
+
+def test_clip_score_is_a_hundred_cosines():
+    """Of the scenes CLIP, against its own processor, at the model's size."""
+    pictures = images(5, 32, 32)
     prompts = ["a red circle", "two blue squares", "a red circle", "three green triangles", "a red circle"]
-    model, processor = CLIPModel.from_pretrained(CLIP, dtype=torch.float32), CLIPProcessor.from_pretrained(CLIP)
-    pixels = processor.image_processor((images * 255).byte(), return_tensors="pt")["pixel_values"]
+    model, processor = CLIPModel.from_pretrained(CLIP).float(), CLIPProcessor.from_pretrained(CLIP)
     tokens = processor.tokenizer(prompts, padding="max_length", return_tensors="pt")
+    seen = processor.image_processor((pictures * 255).byte(), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        expected = model(pixel_values=pixels, **tokens).logits_per_image.diagonal()
-    torch.testing.assert_close(CLIPScore(CLIP)(images, prompts), expected, rtol=0, atol=1e-3)
+        expected = model(pixel_values=seen, **tokens).logits_per_image.diagonal() / model.logit_scale.exp()
+    torch.testing.assert_close(CLIPScore(CLIP)(pictures, prompts), 100 * expected.clamp(min=0), rtol=0, atol=1e-3)
 
 
 def test_other_sizes_are_resized_and_cropped():
     prompts = ["a red circle", "two blue squares"]
     rng = np.random.default_rng(0)
-    images = torch.from_numpy(np.stack([draw(parse(prompt), rng) for prompt in prompts]))
+    pictures = torch.from_numpy(np.stack([draw(parse(prompt), rng) for prompt in prompts]))
     reward = CLIPScore(CLIP)
-    large = images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    large = pictures.repeat_interleave(2, -1).repeat_interleave(2, -2)
     wide = torch.nn.functional.pad(large, (10, 10, 0, 0), mode="replicate")
-    torch.testing.assert_close(reward(wide, prompts), reward(large, prompts), rtol=0, atol=0.1)
-    assert (reward(large, prompts) - reward(images, prompts)).abs().max() < 1
+    torch.testing.assert_close(reward(wide, prompts), reward(large, prompts), rtol=0, atol=0.3)
+    assert (reward(large, prompts) - reward(pictures, prompts)).abs().max() < 3
 
 
-def test_default_is_openais_large_model(monkeypatch):
-    """The public weights cannot be had offline; what is asked for is."""
-    asked = []
+def test_pick_score_is_the_models_logit(folders):
+    model, tokenizer = (
+        CLIPModel.from_pretrained(folders["PickScore"]),
+        AutoTokenizer.from_pretrained(folders["PickScore"]),
+    )
+    tokens = tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(pixel_values=pixels(images()), **tokens).logits_per_image.diagonal()
+    torch.testing.assert_close(load("PickScore", folders)(images(), PROMPTS), expected, rtol=0, atol=1e-5)
 
-    def refuse(name, **kwargs):
-        asked.append(name)
-        raise OSError("offline")
 
-    monkeypatch.setattr(CLIPModel, "from_pretrained", refuse)
-    with pytest.raises(OSError, match="offline"):
-        CLIPScore()
-    assert asked == ["openai/clip-vit-large-patch14"]
+def test_hpsv2_is_the_published_architecture(folders):
+    """The names and shapes of open_clip, and images padded rather than cropped."""
+    published = OpenCLIP()
+    state = torch.load(folders["HPSv2"] / "HPS_v2.1_compressed.pt", weights_only=True)["state_dict"]
+    published.load_state_dict({name: value.float() for name, value in state.items()})
+    pictures = images(3, 16, 10)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (checkpoints.MEAN, checkpoints.STD))
+    seen = (torch.nn.functional.pad(pictures, (3, 3)) - mean) / std
+    ids = AutoTokenizer.from_pretrained(folders["HPSv2"])(PROMPTS, padding=True, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = published.cosine(seen, ids)
+    torch.testing.assert_close(load("HPSv2", folders)(pictures, PROMPTS), expected, rtol=0, atol=1e-5)
+    swapped = copy.deepcopy(published)
+    for block in swapped.transformer.resblocks:  # the oracle tells the projections of queries and keys apart
+        weight = block.attn.in_proj_weight.data
+        weight.copy_(torch.cat([weight[32:64], weight[:32], weight[64:]]))
+    with torch.no_grad():
+        assert (swapped.cosine(seen, ids) - expected).abs().max() > 1e-3
+
+
+def test_hpsv2_reads_models_of_transformers_and_files(folders, tmp_path):
+    reward = HPSv2.from_pretrained(folders["CLIPScore"])  # version 2.0 is a CLIPModel
+    assert reward(images(), PROMPTS).abs().max() <= 1
+    file = folders["HPSv2"] / "HPS_v2.1_compressed.pt"
+    alone = HPSv2.from_pretrained(file, processor=folders["HPSv2"])
+    assert torch.equal(alone(images(), PROMPTS), load("HPSv2", folders)(images(), PROMPTS))
+
+
+def test_aesthetic_score_is_the_published_head(folders):
+    model, head = CLIPModel.from_pretrained(folders["AestheticScore"]), Head(12).eval()
+    head.load_state_dict(torch.load(folders["AestheticScore"] / "aesthetic-model.pth", weights_only=True))
+    tokens = torch.tensor([[52, 53]] * 3)
+    with torch.no_grad():
+        expected = head(model(pixel_values=pixels(images()), input_ids=tokens).image_embeds)
+    torch.testing.assert_close(load("AestheticScore", folders)(images()), expected, rtol=0, atol=1e-5)
+    assert expected.std() > 1e-5
+
+
+def test_image_reward_is_the_published_architecture(folders):
+    """Prompts of several lengths, so that the padding tells."""
+    published = PublishedImageReward().eval()
+    published.load_state_dict(torch.load(folders["ImageReward"] / "ImageReward.pt", weights_only=True))
+    tokenizer = BertTokenizer.from_pretrained(folders["ImageReward"])
+    tokens = tokenizer(PROMPTS, padding="max_length", max_length=35, return_tensors="pt")
+    with torch.no_grad():
+        expected = published(pixels(images()), tokens["input_ids"], tokens["attention_mask"])
+        unmasked = published(pixels(images()), tokens["input_ids"], torch.ones_like(tokens["attention_mask"]))
+    torch.testing.assert_close(load("ImageReward", folders)(images(), PROMPTS), expected, rtol=0, atol=1e-5)
+    assert (unmasked - expected).abs().max() > 1e-3
+
+
+def test_vlm_reward_is_the_probability_of_yes(folders):
+    """One image and question at a time, without padding."""
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(folders["VLMReward"])
+    processor = AutoProcessor.from_pretrained(folders["VLMReward"])
+    yes = processor.tokenizer.convert_tokens_to_ids("Yes")
+    expected = []
+    for image, prompt in zip(images(), PROMPTS, strict=True):
+        picture = Image.fromarray((image * 255).byte().movedim(0, -1).numpy())
+        asked = f'USER : <image> Does this image show "{prompt}"? Answer Yes or No. ASSISTANT :'
+        with torch.no_grad():
+            logits = model(**processor(images=picture, text=asked, return_tensors="pt")).logits[0, -1]
+        expected.append(logits.softmax(-1)[yes])
+    reward = load("VLMReward", folders)
+    torch.testing.assert_close(reward(images(), PROMPTS), torch.stack(expected), rtol=0, atol=1e-6)
+    fixed = load("VLMReward", folders, question="Does this image show a red circle?", answer="No")
+    assert fixed(images()).shape == (3,)
+    with pytest.raises(ValueError, match="VLMReward has none: detach them"):
+        reward(images().requires_grad_(), PROMPTS)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 61), (57, 40), (13, 9), (16, 16)])
+def test_images_are_prepared_as_by_the_processor(folders, height, width):
+    """To 2/255, which is the rounding of PIL; it also clips between its two passes, so nothing overshoots here."""
+    smooth = torch.nn.functional.interpolate(0.2 + 0.6 * images(2, 8, 9), (height, width), mode="bicubic")
+    pictures = [Image.fromarray((image * 255).round().byte().movedim(0, -1).numpy()) for image in smooth]
+    processor = CLIPImageProcessor.from_pretrained(folders["CLIPScore"], do_normalize=False)
+    expected = processor(pictures, return_tensors="pt")["pixel_values"]
+    given = torch.stack([torch.from_numpy(np.array(picture)).movedim(-1, 0) / 255 for picture in pictures])
+    torch.testing.assert_close(cropped(given, 16), expected, rtol=0, atol=2 / 255)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 61), (57, 40), (13, 9)])
+def test_padded_images_are_whole(height, width):
+    seen = padded(torch.ones(1, 3, height, width), 16)
+    assert seen.shape == (1, 3, 16, 16)
+    long = max(height, width)
+    rows, columns = (round(side * 16 / long) for side in (height, width))
+    assert seen.sum() == pytest.approx(3 * rows * columns, rel=1e-5)
+    assert seen[..., 8, 8].min() == pytest.approx(1)
+
+
+# ---- what every reward does ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_scores_do_not_depend_on_the_batch_or_the_kind_of_image(name, folders):
+    reward = load(name, folders)
+    whole = reward(images(), PROMPTS)
+    assert whole.dtype == torch.float32
+    assert whole.shape == (3,)
+    single = torch.cat([reward(image[None], [prompt]) for image, prompt in zip(images(), PROMPTS, strict=True)])
+    torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-5)
+    pictures = [Image.fromarray((image * 255).byte().movedim(0, -1).numpy()) for image in images()]
+    torch.testing.assert_close(reward(pictures, PROMPTS), whole, rtol=1e-4, atol=1e-5)
+    other = Image.new("RGBA", (17, 40), (200, 30, 30, 255))
+    mixed = reward([*pictures, other], [*PROMPTS, "red"])
+    torch.testing.assert_close(mixed[:3], whole, rtol=1e-4, atol=1e-5)
+    videos = images(6).unflatten(0, (2, 3))
+    frames = reward(videos.flatten(0, 1), [PROMPTS[0]] * 3 + [PROMPTS[1]] * 3).view(2, 3)
+    torch.testing.assert_close(reward(videos, PROMPTS[:2]), frames.mean(1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "VLMReward"])
+def test_gradients_are_those_of_finite_differences(name, folders):
+    """In float64, through the resizing."""
+    reward = load(name, folders, dtype=torch.float64)
+    point = 0.25 + 0.5 * images(1, 18, 21).double()
+    direction = torch.randn(point.shape, generator=tiny.seeded(1), dtype=torch.float64)
+    leaf = point.clone().requires_grad_()
+    reward(leaf, PROMPTS[:1]).sum().backward()
+    slope = (leaf.grad * direction).sum()
+    step = 1e-5 * direction
+    expected = (reward(point + step, PROMPTS[:1]) - reward(point - step, PROMPTS[:1])).sum() / 2e-5
+    torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-9)
+    assert abs(slope) > 1e-6
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_half_precision(name, folders):
+    exact, half = load(name, folders), load(name, folders, dtype=torch.bfloat16)
+    scores = half(images().bfloat16(), PROMPTS)
+    assert scores.dtype == torch.float32
+    assert (scores - exact(images(), PROMPTS)).abs().max() < 0.1 * (1 + exact(images(), PROMPTS).abs().max())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_steers_the_scenes_pipeline(name, folders):
+    reward = load(name, folders)
+    steerer = FeynmanKacSteerer(load_pipeline(), reward, 3, num_transitions=2, reward_scale="auto")
+    out = steerer("a red circle", num_inference_steps=4, generator=tiny.seeded(), output_type="pt", **CALL)
+    torch.testing.assert_close(
+        reward(out.images, ["a red circle"] * 3).double(), out.rewards.gather(1, out.order)[0], rtol=1e-4, atol=1e-5
+    )
+    assert out.ledger.reward_calls == 6
+    assert FeynmanKacSteerer(load_pipeline(), reward).reward_scale == type(reward).reward_scale
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_moves_with_its_model(name, folders):
+    reward = KINDS[name][0](folders[name]).to(dtype=torch.float64)
+    assert reward.networks is None
+    assert reward(images(), PROMPTS).dtype == torch.float64
+    assert reward.to("cpu", torch.float32)(images(), PROMPTS).dtype == torch.float32
+
+
+def test_long_prompts_are_cut_with_one_warning(folders):
+    long = "a red circle above two blue squares and a green triangle"
+    for name in ("CLIPScore", "ImageReward"):
+        reward = load(name, folders)
+        limit = 16 if name == "CLIPScore" else 35
+        with pytest.warns(UserWarning, match=f"{name} reads the first {limit} tokens of a prompt"):
+            first = reward(images(), [long] * 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(reward(images(), [long + " on white"] * 3), first)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (images() * 2 - 1, r"expected values in \[0, 1\], got -1 to 1"),
+        (images() * torch.nan, "expected values in .* got nan"),
+        ((images() * 255).byte(), "expected floats in .* got torch.uint8: divide by 255"),
+        (images().movedim(1, -1), r"expected shape \(N, 3, H, W\), got \(3, 20, 30, 3\)"),
+        (images()[:0], "expected at least one, got none"),
+        ([], "expected at least one, got none"),
+        ([np.zeros((4, 4, 3))], "expected a tensor .* or PIL images, got a list of ndarray"),
+    ],
+)
+def test_bad_images(folders, given, message):
+    with pytest.raises(ValueError, match=message):
+        load("AestheticScore", folders)(given)
+
+
+def test_bad_prompts(folders):
+    reward = load("CLIPScore", folders)
+    with pytest.raises(ValueError, match="prompts: expected one for each image, 3, got 2"):
+        reward(images(), PROMPTS[:2])
+    with pytest.raises(ValueError, match="CLIPScore scores images under their prompts, got None"):
+        reward(images(), [None] * 3)
+    with pytest.raises(ValueError, match="prompts: expected one for each image, 3, got 1"):
+        reward(images())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_missing_files_say_what_to_do(name, folders, tmp_path, monkeypatch):
+    """Offline and in an empty folder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    reward = KINDS[name][0](tmp_path)
+    with pytest.raises(OSError, match=rf"{name}: .* could not be read: [\s\S]*It needs .*hf download.*from_pretrained"):
+        reward(images(), PROMPTS)
+    with pytest.raises(OSError, match="could not be read"):
+        KINDS[name][0].from_pretrained("nobody/nothing-at-all")
+
+
+def test_default_checkpoints():
+    """What is asked for where nothing is named."""
+    defaults = {cls.__name__: cls().name for cls, _ in KINDS.values() if cls is not VLMReward}
+    assert defaults == {
+        "CLIPScore": "openai/clip-vit-large-patch14",
+        "PickScore": "yuvalkirstain/PickScore_v1",
+        "HPSv2": "xswu/HPSv2",
+        "AestheticScore": "trl-lib/ddpo-aesthetic-predictor",
+        "ImageReward": "zai-org/ImageReward",
+    }
+    assert PickScore().processor == HPSv2().processor == "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    assert HPSv2("adams-story/HPSv2-hf").processor == "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    assert CLIPScore("openai/clip-vit-base-patch32").processor == "openai/clip-vit-base-patch32"
+    assert AestheticScore().clip == "openai/clip-vit-large-patch14"
+
+
+def test_nothing_is_imported_before_it_is_needed():
+    code = """
+import sys, glassflows
+from glassflows.rewards import PickScore
+def heavy(): return {"transformers", "torchvision", "matplotlib"} & set(sys.modules)
+assert glassflows.GLASSScheduler and not heavy(), heavy()
+reward = PickScore()
+assert not heavy(), heavy()
+glassflows.FeynmanKacSteerer, glassflows.SteeringResult, glassflows.rewards
+assert set(glassflows.__all__) <= set(dir(glassflows))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- rewards made of rewards and of functions ------------------------------------------------------------------------
+
+
+def red(images, prompts):
+    return images[:, 0].mean((1, 2))
+
+
+def blue(images, prompts):
+    return images[:, 2].mean((1, 2)).double()
+
+
+def test_compositions():
+    given = images()
+    r, b = red(given, None), blue(given, None)
+    torch.testing.assert_close(Sum(red, blue, weights=[2, -0.5])(given, PROMPTS), 2 * r - 0.5 * b)
+    torch.testing.assert_close(Sum(red, red)(given), 2 * r)
+    torch.testing.assert_close(Product(red, blue, weights=[2, 0.5])(given), r**2 * b**0.5)
+    torch.testing.assert_close(Product(red, Negate(blue))(given), -r * b)
+    fitted = Standardize.fitted(red, given, PROMPTS)(given)
+    assert (fitted.mean(), fitted.std()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, rel=1e-5))
+    torch.testing.assert_close(Standardize(red, mean=1, std=2)(given), (r - 1) / 2)
+    parts = Sum(red, Negate(blue), red).parts(given, PROMPTS)
+    assert list(parts) == ["red", "Negate", "red 2"]
+    torch.testing.assert_close(parts["Negate"], -b)
+
+
+def test_compositions_keep_gradients_and_steer():
+    leaf = images().requires_grad_()
+    Sum(red, Standardize(blue, mean=0.5, std=0.1), weights=[1, 2])(leaf).sum().backward()
+    assert (leaf.grad[:, 2].mean() / leaf.grad[:, 0].mean()).item() == pytest.approx(20, rel=1e-4)
+    steerer = FeynmanKacSteerer(load_pipeline(), Sum(red, blue), 3, num_transitions=2, reward_scale=10)
+    out = steerer("a red circle", num_inference_steps=4, generator=tiny.seeded(), output_type="pt", **CALL)
+    torch.testing.assert_close(Sum(red, blue)(out.images), out.rewards.gather(1, out.order)[0])
+
+
+def test_bad_compositions():
+    with pytest.raises(ValueError, match="weights: expected one for each reward, 2, got 1"):
+        Sum(red, blue, weights=[1])
+    with pytest.raises(ValueError, match="weights: expected one for each reward, 0, got 0"):
+        Product()
+    with pytest.raises(ValueError, match="Negate returned -0.* which has no power 0.5"):
+        Product(Negate(red), weights=[0.5])(images())
+    with pytest.raises(ValueError, match=r"rewards returned shapes \[\(3,\), \(3, 20, 30\)\]"):
+        Sum(red, lambda images, prompts: images[:, 0])(images())
+    with pytest.raises(ValueError, match="std: expected a positive number, got 0.0"):
+        Standardize.fitted(red, torch.ones(3, 3, 4, 4))
 
 
 @pytest.mark.parametrize("takes", ["pil", "numpy"])

@@ -9,8 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
 
 from glassflows import GLASSScheduler
-from glassflows.rewards import CLIPScore
-from scenes import CALL, CLIP, HERE, PIPELINE, load_pipeline
+from scenes import CALL, CLIP, HERE, PIPELINE, load_pipeline, load_reward
 from scenes.draw import draw
 from scenes.grammar import HELD_OUT, TRAIN, hard_negatives, held_out_prompts, parse, training_scene
 from scenes.methods import methods
@@ -24,7 +23,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def reward():
-    return CLIPScore(CLIP)
+    return load_reward()
 
 
 def drawn(number, seed=0, split=training_scene):

@@ -113,7 +113,8 @@ def rewards(problem: Mixture | Scenes, z: Tensor, states: int) -> Tensor:
         return (z @ DIRECTION).view(states, -1)
     repeats = len(z) // states
     prompts = [prompt for prompt in problem.prompts(states) for _ in range(repeats)]
-    return problem.reward(problem.images(z), prompts).view(states, repeats)
+    reward = problem.reward
+    return reward.reward_scale * reward(problem.images(z), prompts).view(states, repeats)
 
 
 def main() -> None:

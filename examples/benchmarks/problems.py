@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from transformers import CLIPModel
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests")]
 
 from glassflows.flow.sample import Denoiser  # noqa: E402
+from glassflows.rewards.images import CLIP_MEAN, CLIP_STD, normalised  # noqa: E402
 from oracles import GaussianMixture, reference  # noqa: E402
-from scenes import CALL, CLIP, load_pipeline  # noqa: E402
+from scenes import CALL, CLIP, load_pipeline, load_reward  # noqa: E402
 from scenes.draw import draw  # noqa: E402
 from scenes.grammar import parse, training_scene  # noqa: E402
 
@@ -155,15 +157,17 @@ class Scenes:
 
     @cached_property
     def reward(self) -> Any:
-        from glassflows.rewards import CLIPScore
+        return load_reward()
 
-        return CLIPScore(CLIP)
+    @cached_property
+    def clip(self) -> Any:
+        return CLIPModel.from_pretrained(CLIP).float()
 
     @torch.no_grad()
     def features(self, z: Tensor) -> Tensor:
         """Return the unit image features of the scenes CLIP."""
-        model, pixels = self.reward.model, self.reward._pixels(self.images(z))
-        return normalize(model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output))
+        pixels = normalised(self.images(z), CLIP_MEAN, CLIP_STD)
+        return normalize(self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output))
 
     def views(self) -> dict[str, Callable[[Tensor], Tensor]]:
         return {"scenes, CLIP features": self.features, "scenes, latents": lambda z: z}

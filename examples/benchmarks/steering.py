@@ -16,8 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from glassflows.rewards import CLIPScore
-from scenes import CALL, CLIP, load_pipeline
+from scenes import CALL, load_pipeline, load_reward
 from scenes.grammar import held_out_prompts
 from scenes.methods import methods
 from scenes.verifier import verdicts
@@ -31,7 +30,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     args = parser.parse_args()
 
-    pipe, reward = load_pipeline(), CLIPScore(CLIP)
+    pipe, reward = load_pipeline(), load_reward()
     prompts = held_out_prompts(args.prompts)
     table: dict[str, np.ndarray] = {}
     for name, method in methods(args.particles).items():

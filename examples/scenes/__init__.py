@@ -1,7 +1,7 @@
 """Scenes: a small FLUX-class text-to-image pipeline, trained from scratch by `train.py`.
 
-`load_pipeline()` returns an ordinary `diffusers.FluxPipeline`; `CALL` holds the keyword arguments that a model of this
-size needs at every call (FLUX's own defaults are 512 px and 512 text tokens).
+`load_pipeline()` returns an ordinary `diffusers.FluxPipeline` and `load_reward()` its CLIP's score; `CALL` holds the
+keyword arguments that a model of this size needs at every call (FLUX's own defaults are 512 px and 512 text tokens).
 """
 
 from pathlib import Path
@@ -19,3 +19,12 @@ def load_pipeline():
     pipe = DiffusionPipeline.from_pretrained(PIPELINE)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def load_reward():
+    """Return the CLIP score of the scenes' own CLIP, weighed as its logits, 29.9 cosines, were in training."""
+    from glassflows.rewards import CLIPScore
+
+    reward = CLIPScore(CLIP)
+    reward.reward_scale = 0.3
+    return reward

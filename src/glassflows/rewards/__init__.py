@@ -1,6 +1,22 @@
 """Rewards: callables `reward(images, prompts)` from images (N, 3, H, W) in [0, 1] to N scores, higher is better."""
 
 from .adapters import as_reward
-from .clip import CLIPScore
+from .aesthetic import AestheticScore
+from .clip import CLIPScore, HPSv2, PickScore
+from .compose import Negate, Product, Standardize, Sum
+from .image_reward import ImageReward
+from .vlm import VLMReward
 
-__all__ = ["CLIPScore", "as_reward"]
+__all__ = [
+    "AestheticScore",
+    "CLIPScore",
+    "HPSv2",
+    "ImageReward",
+    "Negate",
+    "PickScore",
+    "Product",
+    "Standardize",
+    "Sum",
+    "VLMReward",
+    "as_reward",
+]

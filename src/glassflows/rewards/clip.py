@@ -1,26 +1,30 @@
-"""CLIP score of images under their prompts, on transformers alone."""
+"""Rewards of a CLIP model: the similarity of an image and its prompt, as trained or as tuned to people's choices."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
-from transformers import CLIPModel, CLIPTokenizer
-from transformers.image_processing_base import ImageProcessingMixin
+from torch import Tensor, nn
+
+from .images import CLIP_MEAN, CLIP_STD, cropped, normalised, padded
+from .model import ModelReward, found, state_of
+from .open_clip import clip_from_open_clip
+
+_LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-class CLIPScore:
-    """The logit of an image under its prompt: exp(s) · cos(image, text), s the model's own logit scale.
+class CLIPScore(ModelReward):
+    """100 · max(cos(image, text), 0) of any `transformers.CLIPModel`.
 
-    For OpenAI's models exp(s) = 100, so this is the usual CLIP score. `reward_scale` is 1: the unit is that of the
-    contrastive posterior the model was trained with.
+    About 34 for a good image with OpenAI's large model; from 0 to 100. `reward_scale` is 1: images of one prompt
+    scatter by about 2.5. Prompts are cut at the model's context, 77 tokens, with one warning.
 
     Args:
-        model: Name or folder of a `transformers.CLIPModel` with its processor.
-        device: Where it runs; None for the CPU.
+        model: Name or folder; openai/clip-vit-large-patch14 by default.
+        processor: Name or folder of its tokenizer and image processor; None for the model's own.
+        device: Where it runs; None for the accelerator, if there is one.
         dtype: Its floating point type.
 
     Reference:
@@ -28,42 +32,113 @@ class CLIPScore:
     """
 
     reward_scale = 1.0
+    default = "openai/clip-vit-large-patch14"
+    default_processor: ClassVar[str | None] = None  # of models that come without
+    files = "config.json, model.safetensors, preprocessor_config.json, tokenizer.json"
 
     def __init__(
         self,
-        model: str | Path = "openai/clip-vit-large-patch14",
+        model: str | Path | None = None,
         *,
+        processor: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        loaded: Any = CLIPModel.from_pretrained(model, dtype=dtype)
-        self.model = loaded.to(device or "cpu").eval().requires_grad_(False)
-        self.tokenizer: Any = CLIPTokenizer.from_pretrained(model)
-        pixels, _ = ImageProcessingMixin.get_image_processor_dict(model)
-        self._mean, self._std = (
-            torch.tensor(value, dtype=dtype, device=self.model.device).view(3, 1, 1)
-            for value in (pixels["image_mean"], pixels["image_std"])
-        )
+        super().__init__(model, device=device, dtype=dtype)
+        own = self.name if Path(self.name).is_dir() else self.default_processor or self.name
+        self.processor = str(processor or own)
+        self.tokenizer: Any = None
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Return the scores, shape (N,), float32, of images (N, 3, H, W) in [0, 1] under one prompt each."""
-        unique = list(dict.fromkeys(prompts))
-        tokens = self.tokenizer(unique, padding="max_length", truncation=True, return_tensors="pt").to(
-            self.model.device
-        )
-        out = self.model(pixel_values=self._pixels(images), **tokens)
-        rows = torch.tensor([unique.index(prompt) for prompt in prompts], device=self.model.device)
-        cosine = (out.image_embeds * out.text_embeds[rows]).sum(-1)
-        return (self.model.logit_scale.exp() * cosine).float()
+    def _read(self) -> dict[str, nn.Module]:
+        from transformers import AutoTokenizer, CLIPModel
+        from transformers.image_processing_base import ImageProcessingMixin
+
+        pixels, _ = ImageProcessingMixin.get_image_processor_dict(self.processor)
+        self.mean, self.std = pixels["image_mean"], pixels["image_std"]
+        self.tokenizer = AutoTokenizer.from_pretrained(self.processor)
+        return {"clip": CLIPModel.from_pretrained(self.name)}
 
     def _pixels(self, images: Tensor) -> Tensor:
         """Resize the shorter side, crop the centre square, normalise."""
-        size = self.model.config.vision_config.image_size
-        images = images.to(self._mean)
-        scale = size / min(images.shape[-2:])
-        if scale != 1:
-            shape = [max(size, round(side * scale)) for side in images.shape[-2:]]
-            images = interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
-        top, left = ((side - size) // 2 for side in images.shape[-2:])
-        return (images[..., top : top + size, left : left + size] - self._mean) / self._std
+        return normalised(cropped(images, self._clip.config.vision_config.image_size), self.mean, self.std)
+
+    def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
+        return 100 * self._cosine(images, texts).clamp(min=0)
+
+    def _cosine(self, images: Tensor, texts: list[str]) -> Tensor:
+        """Return the cosine of each image and its text, shape (n,)."""
+        unique = list(dict.fromkeys(texts))
+        tokens = self._tokens(self.tokenizer, unique, self._clip.config.text_config.max_position_embeddings)
+        out = self._clip(pixel_values=self._pixels(images).to(self.dtype), **tokens)  # its embeddings have length 1
+        rows = torch.tensor([unique.index(text) for text in texts], device=self.device)
+        return (out.image_embeds * out.text_embeds[rows]).sum(-1)
+
+    @property
+    def _clip(self) -> Any:
+        assert self.networks is not None
+        return self.networks["clip"]
+
+
+class PickScore(CLIPScore):
+    """exp(s) · cos(image, text), s the logit scale, of a CLIP tuned to people's choices between two images.
+
+    About 20 to 24, and two images of one prompt differ by some tenths. `reward_scale` is 10: images of one prompt
+    scatter by about .3.
+
+    Args:
+        model: Name or folder; yuvalkirstain/PickScore_v1 by default.
+        processor: Name or folder of its tokenizer and image processor; None for that in the folder, or, of a model on
+            the Hub, laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+        device: Where it runs; None for the accelerator, if there is one.
+        dtype: Its floating point type.
+
+    Reference:
+        Kirstain et al., arXiv:2305.01569.
+    """
+
+    reward_scale = 10.0
+    default = "yuvalkirstain/PickScore_v1"
+    default_processor = _LAION
+
+    def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
+        return self._clip.logit_scale.exp() * self._cosine(images, texts)
+
+
+class HPSv2(CLIPScore):
+    """Human preference score v2: cos(image, text) of a CLIP tuned to people's rankings.
+
+    About .25 to .32. `reward_scale` is 250: images of one prompt scatter by about .01. Images are scaled by the longer
+    side and padded with black, as in the published code.
+
+    Args:
+        model: Name, folder or file; xswu/HPSv2 by default, which is version 2.1, a checkpoint of open_clip. Version 2.0
+            is adams-story/HPSv2-hf.
+        processor: Name or folder of its tokenizer; None for that in the folder, or, of a model on the Hub or a file,
+            laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+        device: Where it runs; None for the accelerator, if there is one.
+        dtype: Its floating point type.
+
+    Reference:
+        Wu et al., arXiv:2306.09341.
+    """
+
+    reward_scale = 250.0
+    default = "xswu/HPSv2"
+    default_processor = _LAION
+    checkpoint: ClassVar[str] = "HPS_v2.1_compressed.pt"
+    files = f"{checkpoint}, or config.json and model.safetensors, and tokenizer.json"
+
+    def _read(self) -> dict[str, nn.Module]:
+        from transformers import AutoTokenizer, CLIPModel
+
+        self.tokenizer = AutoTokenizer.from_pretrained(self.processor)
+        path = Path(self.name)
+        if self.name == self.default or path.is_file() or (path / self.checkpoint).is_file():
+            return {"clip": clip_from_open_clip(state_of(found(self.name, self.checkpoint)))}
+        return {"clip": CLIPModel.from_pretrained(self.name)}
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return normalised(padded(images, self._clip.config.vision_config.image_size), CLIP_MEAN, CLIP_STD)
+
+    def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
+        return self._cosine(images, texts)

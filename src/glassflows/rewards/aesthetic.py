@@ -1,0 +1,64 @@
+"""The aesthetic predictor: how much people like an image, whatever the prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from .images import CLIP_MEAN, CLIP_STD, cropped, normalised
+from .model import ModelReward, found, linear_head, state_of
+
+
+class AestheticScore(ModelReward):
+    """A linear head on the image embedding, of length 1, of CLIP ViT-L/14; prompts are ignored.
+
+    About 4 to 8, trained on ratings from 1 to 10. `reward_scale` is 5: images of one prompt scatter by some tenths.
+
+    Args:
+        model: Name, folder or file of the head, aesthetic-model.pth; trl-lib/ddpo-aesthetic-predictor by default.
+        clip: Name or folder of the CLIP; None for that in the folder of the head, or openai/clip-vit-large-patch14.
+        device: Where it runs; None for the accelerator, if there is one.
+        dtype: Its floating point type.
+
+    Reference:
+        Schuhmann et al., arXiv:2210.08402, section 3.3; Black et al., arXiv:2305.13301 (the checkpoint).
+    """
+
+    reward_scale = 5.0
+    default = "trl-lib/ddpo-aesthetic-predictor"
+    files = "aesthetic-model.pth, and of the CLIP config.json and model.safetensors"
+    needs_prompts = False
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        clip: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(model, device=device, dtype=dtype)
+        own = self.name if (Path(self.name) / "config.json").is_file() else "openai/clip-vit-large-patch14"
+        self.clip = str(clip or own)
+
+    def _read(self) -> dict[str, nn.Module]:
+        from transformers import CLIPModel
+
+        clip = CLIPModel.from_pretrained(self.clip)
+        head = linear_head(state_of(found(self.name, "aesthetic-model.pth")))
+        return {"vision": clip.vision_model, "projection": clip.visual_projection, "head": head}
+
+    def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
+        vision, projection, head = (self._networks[name] for name in ("vision", "projection", "head"))
+        pixels = normalised(cropped(images, vision.config.image_size), CLIP_MEAN, CLIP_STD)
+        embeds = projection(vision(pixel_values=pixels.to(self.dtype)).pooler_output)
+        return head(normalize(embeds, dim=-1)).squeeze(-1)
+
+    @property
+    def _networks(self) -> Any:
+        assert self.networks is not None
+        return self.networks

@@ -1,0 +1,131 @@
+"""Rewards made of rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .images import Images
+
+Reward = Callable[[Any, Any], Any]
+
+
+class _Composed:
+    """Several rewards and how they make one."""
+
+    def __init__(self, *rewards: Reward, weights: Sequence[float] | None = None) -> None:
+        self.weights = [1.0] * len(rewards) if weights is None else [float(weight) for weight in weights]
+        if not rewards or len(self.weights) != len(rewards):
+            raise ValueError(f"weights: expected one for each reward, {len(rewards)}, got {len(self.weights)}")
+        self.rewards: dict[str, Reward] = {}
+        for reward in rewards:
+            name = getattr(reward, "__name__", type(reward).__name__)
+            same = sum(other.split(" ")[0] == name for other in self.rewards)
+            self.rewards[f"{name} {same + 1}" if same else name] = reward
+
+    def parts(self, images: Images, prompts: Sequence[str | None] | None = None) -> dict[str, Tensor]:
+        """Return the scores of each reward by its name, shape (N,) each, before weights."""
+        return {name: torch.as_tensor(reward(images, prompts)) for name, reward in self.rewards.items()}
+
+    def __call__(self, images: Images, prompts: Sequence[str | None] | None = None) -> Tensor:
+        """Return the scores, shape (N,)."""
+        scores = list(self.parts(images, prompts).values())
+        shapes = {tuple(score.shape) for score in scores}
+        if len(shapes) > 1:
+            raise ValueError(f"rewards returned shapes {sorted(shapes)}; expected one score per image from each")
+        device = scores[0].device
+        return self._joined([score.to(device) for score in scores])
+
+    def _joined(self, scores: list[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+class Sum(_Composed):
+    """Σ w_i r_i.
+
+    Args:
+        rewards: Rewards, each a callable of images and prompts.
+        weights: One per reward; 1 each if None.
+
+    Raises:
+        ValueError: if there is not one weight per reward.
+
+    Example:
+        >>> import torch
+        >>> from glassflows.rewards import Negate, Sum
+        >>> redness = lambda images, prompts: images[:, 0].mean((1, 2))
+        >>> blueness = lambda images, prompts: images[:, 2].mean((1, 2))
+        >>> reward = Sum(redness, Negate(blueness), weights=[1, 0.5])
+        >>> reward(torch.ones(2, 3, 4, 4), ["a rose", "a poppy"])
+        tensor([0.5000, 0.5000])
+    """
+
+    def _joined(self, scores: list[Tensor]) -> Tensor:
+        return torch.stack([weight * score for weight, score in zip(self.weights, scores, strict=True)]).sum(0)
+
+
+class Product(_Composed):
+    """Π r_i^w_i.
+
+    Args:
+        rewards: Rewards, each a callable of images and prompts.
+        weights: Exponents, one per reward; 1 each if None.
+
+    Raises:
+        ValueError: if there is not one weight per reward, or a score below 0 has a weight other than 1.
+    """
+
+    def _joined(self, scores: list[Tensor]) -> Tensor:
+        for name, weight, score in zip(self.rewards, self.weights, scores, strict=True):
+            if weight != 1 and (score < 0).any():
+                raise ValueError(
+                    f"{name} returned {float(score.min()):.4g}, which has no power {weight:g}: give it the weight 1, "
+                    "or add to it what makes it positive"
+                )
+        factors = [score if weight == 1 else score**weight for weight, score in zip(self.weights, scores, strict=True)]
+        return torch.stack(factors).prod(0)
+
+
+class Standardize(_Composed):
+    """(r − mean) / std, so that rewards of different units can be added.
+
+    Args:
+        reward: A callable of images and prompts.
+        mean: Its mean, over images like those to be scored.
+        std: Its standard deviation.
+
+    Raises:
+        ValueError: if `std` is not positive.
+    """
+
+    def __init__(self, reward: Reward, *, mean: float, std: float) -> None:
+        super().__init__(reward)
+        if not std > 0:
+            raise ValueError(f"std: expected a positive number, got {std}: the reward must tell images apart")
+        self.mean, self.std = float(mean), float(std)
+
+    @classmethod
+    def fitted(cls, reward: Reward, images: Images, prompts: Sequence[str | None] | None = None) -> Standardize:
+        """Return the reward with mean 0 and standard deviation 1 over some images."""
+        scores = torch.as_tensor(reward(images, prompts)).detach().double()
+        return cls(reward, mean=float(scores.mean()), std=float(scores.std()))
+
+    def _joined(self, scores: list[Tensor]) -> Tensor:
+        return (scores[0] - self.mean) / self.std
+
+
+class Negate(_Composed):
+    """−r.
+
+    Args:
+        reward: A callable of images and prompts.
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        super().__init__(reward)
+
+    def _joined(self, scores: list[Tensor]) -> Tensor:
+        return -scores[0]

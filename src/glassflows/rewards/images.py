@@ -1,0 +1,90 @@
+"""Images as rewards take them, and as the networks behind them want them; all of it differentiable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Images = Tensor | Image | Sequence[Image]
+
+
+def as_tensors(images: Images) -> list[Tensor]:
+    """Return images as tensors (n, 3, H, W) in [0, 1], one tensor, or, of PIL images of several sizes, one for each.
+
+    Raises:
+        ValueError: if a tensor is not (N, 3, H, W), not of floats, outside [0, 1] or NaN.
+    """
+    if isinstance(images, Tensor):
+        return [_checked(images)]
+    pictures = [images] if isinstance(images, Image) else list(images)
+    if not all(isinstance(picture, Image) for picture in pictures):
+        kinds = sorted({type(picture).__name__ for picture in pictures})
+        raise ValueError(f"images: expected a tensor (N, 3, H, W) or PIL images, got a list of {', '.join(kinds)}")
+    if not pictures:
+        raise ValueError("images: expected at least one, got none")
+    arrays = [VaeImageProcessor.pil_to_numpy(picture.convert("RGB")) for picture in pictures]
+    tensors = [torch.from_numpy(array).movedim(-1, 1) for array in arrays]
+    return [torch.cat(tensors)] if len({one.shape for one in tensors}) == 1 else tensors
+
+
+def _checked(images: Tensor) -> Tensor:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images: expected shape (N, 3, H, W), got {tuple(images.shape)}: put the channels second")
+    if not images.is_floating_point():
+        raise ValueError(f"images: expected floats in [0, 1], got {images.dtype}: divide by 255")
+    if not len(images):
+        raise ValueError("images: expected at least one, got none")
+    low, high = images.detach().aminmax()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # false of NaN, too
+        raise ValueError(
+            f"images: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}: images in [-1, 1] are "
+            "mapped by (images + 1) / 2; NaN most often comes from a decoder in half precision"
+        )
+    return images
+
+
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return (images − mean) / std, each a number per channel."""
+    shift, scale = (images.new_tensor(value).view(3, 1, 1) for value in (mean, std))
+    return (images - shift) / scale
+
+
+def resized(images: Tensor, height: int, width: int) -> Tensor:
+    """Return images of another size, by bicubic interpolation with antialiasing, as PIL does but for rounding."""
+    if images.shape[-2:] == (height, width):
+        return images
+    return interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def cropped(images: Tensor, size: int, rounded: Callable[[float], int] = math.floor) -> Tensor:
+    """Scale the shorter side to `size` and take the square in the middle.
+
+    Args:
+        images: Shape (N, 3, H, W).
+        size: Side of the square.
+        rounded: Rounds where the square begins: down in transformers' processors, to even in torchvision's.
+    """
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    images = resized(images, int(size * height / short), int(size * width / short))
+    top, left = (rounded((side - size) / 2) for side in images.shape[-2:])
+    return images[..., top : top + size, left : left + size]
+
+
+def padded(images: Tensor, size: int) -> Tensor:
+    """Scale the longer side to `size` and pad the other with black on both sides."""
+    height, width = images.shape[-2:]
+    scale = size / max(height, width)
+    images = resized(images, max(1, round(height * scale)), max(1, round(width * scale)))
+    above, left = ((size - side) // 2 for side in images.shape[-2:])
+    below, right = size - images.shape[-2] - above, size - images.shape[-1] - left
+    return pad(images, (left, right, above, below))

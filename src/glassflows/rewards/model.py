@@ -1,0 +1,215 @@
+"""What rewards of a pre-trained model have in common: loading it when it is needed, and checking what it is given."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .images import Images, as_tensors
+
+
+class ModelReward:
+    """A reward computed by a pre-trained model. Nothing is imported or read before its first use.
+
+    Subclasses say in `_read` how the model is read and in `_scores` what it makes of images and prompts.
+
+    Args:
+        model: Name on the Hugging Face Hub, or local folder or file; None for the default one.
+        device: Where it runs; None for the accelerator, if there is one.
+        dtype: Its floating point type.
+    """
+
+    reward_scale: float = 1.0  # that of a steerer that is given none
+    default: ClassVar[str | None] = None
+    files: ClassVar[str] = "config.json, model.safetensors"
+    needs_prompts: bool = True
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        chosen = model or self.default
+        if chosen is None:
+            raise ValueError(f"model: {type(self).__name__} has no default; name a model of transformers")
+        self.name = str(chosen)
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        self.device = torch.device(device or accelerator or "cpu")
+        self.dtype = dtype
+        self.networks: nn.ModuleDict | None = None
+        self._warned = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> Any:
+        """Return the reward with its model read at once.
+
+        Args:
+            name_or_path: Name on the Hub, or local folder or file.
+            device: Where it runs; None for the accelerator, if there is one.
+            dtype: Its floating point type.
+            options: Those of the class.
+
+        Raises:
+            OSError: if the files are not found.
+        """
+        return cls(name_or_path, device=device, dtype=dtype, **options).load()
+
+    def load(self) -> Any:
+        """Read the model, unless it has been; return the reward itself."""
+        if self.networks is None:
+            try:
+                networks = nn.ModuleDict(self._read())
+            except (OSError, ValueError) as error:  # transformers raises either for a folder without its files
+                kind = type(self).__name__
+                raise OSError(
+                    f"{kind}: {self.name} could not be read: {error}\nIt needs {self.files}. Where there is a network: "
+                    f"hf download {self.name}; elsewhere name the folder that holds them: "
+                    f"{kind}.from_pretrained('/folder')"
+                ) from error
+            self.networks = networks.to(self.device, self.dtype).eval().requires_grad_(False)
+        return self
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
+        """Move the model, now or when it is read; return the reward itself."""
+        self.device, self.dtype = torch.device(device or self.device), dtype or self.dtype
+        if self.networks is not None:
+            self.networks.to(self.device, self.dtype)
+        return self
+
+    def __call__(self, images: Images | Tensor, prompts: Sequence[str | None] | str | None = None) -> Tensor:
+        """Return the scores.
+
+        Args:
+            images: Float tensor (N, 3, H, W) in [0, 1] of any size, or PIL images; videos (N, frames, 3, H, W) get the
+                mean over their frames. The scores are differentiable in a tensor.
+            prompts: One for each image.
+
+        Returns:
+            Shape (N,), float32 (float64 for a model in float64).
+
+        Raises:
+            ValueError: if the images are not in [0, 1] or NaN, or there is not one prompt for each.
+            OSError: if the model's files are not found.
+        """
+        if isinstance(images, Tensor) and images.ndim == 5:
+            frames = images.shape[1]
+            repeated = None if prompts is None else [one for one in _listed(prompts) for _ in range(frames)]
+            return self(images.flatten(0, 1), repeated).unflatten(0, (-1, frames)).mean(1)
+        parts = as_tensors(images)
+        texts = self._checked(prompts, sum(len(part) for part in parts))
+        self.load()
+        exact = torch.promote_types(self.dtype, torch.float32)  # what is done to images is not done in half precision
+        scores, rest = [], iter(texts)
+        for part in parts:
+            some = list(islice(rest, len(part)))
+            scores.append(self._scores(part.to(self.device, exact), some).to(exact))
+        return torch.cat(scores)
+
+    def _checked(self, prompts: Sequence[str | None] | str | None, number: int) -> list[str]:
+        if not self.needs_prompts:
+            return []
+        texts = _listed(prompts)
+        if len(texts) != number:
+            raise ValueError(f"prompts: expected one for each image, {number}, got {len(texts)}")
+        named = [text for text in texts if isinstance(text, str)]
+        if len(named) < number:
+            raise ValueError(
+                f"prompts: {type(self).__name__} scores images under their prompts, got None: give the pipeline the "
+                "prompt, or wrap the reward: lambda images, _: reward(images, [prompt] * len(images))"
+            )
+        return named
+
+    def _tokens(self, tokenizer: Any, texts: Sequence[str], limit: int) -> dict[str, Tensor]:
+        """Return the tokens of texts, cut to `limit` of them, which is said once."""
+        lengths = [len(ids) for ids in tokenizer(list(texts), truncation=True, max_length=limit + 1)["input_ids"]]
+        if max(lengths) > limit and not self._warned:
+            self._warned = True
+            longest = texts[lengths.index(max(lengths))]
+            warnings.warn(
+                f"{type(self).__name__} reads the first {limit} tokens of a prompt and no more; cut was "
+                f"{longest[:60]!r}…",
+                stacklevel=2,
+            )
+        tokens = tokenizer(list(texts), padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
+        return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+    def _read(self) -> dict[str, nn.Module]:
+        """Read the model's networks."""
+        raise NotImplementedError
+
+    def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
+        """Return the scores, shape (n,), of images (n, 3, H, W) on the model's device, float32 or float64."""
+        raise NotImplementedError
+
+
+def _listed(prompts: Sequence[str | None] | str | None) -> list[str | None]:
+    return [prompts] if prompts is None or isinstance(prompts, str) else list(prompts)
+
+
+def found(name: str, file: str) -> Path:
+    """Return the path of one file of a model: `name` is the file, its folder, or its name on the Hub.
+
+    Raises:
+        OSError: if it is not found.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if (path / file).is_file():
+            return path / file
+        raise OSError(f"{path} has no file {file}")
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(name, file))
+
+
+def state_of(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint, safetensors or pickled; of the latter nothing but tensors is read."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state)
+
+
+def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def linear_head(state: dict[str, Tensor]) -> nn.Sequential:
+    """Return the head of the aesthetic predictor and of ImageReward: linear layers, between which only dropout stood.
+
+    Args:
+        state: `layers.0.weight`, `layers.0.bias`, … with gaps where the dropout was.
+    """
+    numbers = sorted({int(name.split(".")[1]) for name in state if name.startswith("layers.")})
+    layers = []
+    for number in numbers:
+        weight, bias = state[f"layers.{number}.weight"], state[f"layers.{number}.bias"]
+        layer = nn.Linear(weight.shape[1], weight.shape[0])
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        layers.append(layer)
+    return nn.Sequential(*layers)
+
+
+def num_layers(state: dict[str, Tensor], prefix: str) -> int:
+    """Return how many layers there are of names `prefix` + number."""
+    return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in state if name.startswith(prefix))
