@@ -11,6 +11,7 @@ pytest.importorskip("diffusers", minversion="0.42")  # older ones build other pi
 
 from diffusers import DDIMScheduler, FasterCacheConfig, LTX2Pipeline, TaylorSeerCacheConfig
 from diffusers.hooks import apply_taylorseer_cache
+from PIL import Image
 
 import tiny
 from glassflows import FeynmanKacSteerer, GLASSScheduler
@@ -270,6 +271,69 @@ def test_modular_pipelines_are_refused():
 
     with pytest.raises(ValueError, match="FluxModularPipeline cannot be steered: modular pipelines have a call of the"):
         FeynmanKacSteerer(FluxAutoBlocks().init_pipeline(), second)
+
+
+# ---- images for each sample, references for all ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["StableVideoDiffusionPipeline", "StableDiffusionImageVariationPipeline"])
+def test_images_without_prompts_are_groups(name):
+    """Another second image changes the second group, and that alone."""
+    case = cases()[name]
+    call = {**case.call(), "output_type": "np", "num_inference_steps": 4}
+    call.pop("decode_chunk_size", None)  # diffusers' chunks of frames may hold those of two videos
+    image, outputs = call.pop("image"), []
+    is_tensor = isinstance(image, torch.Tensor)
+    values = (0.0, 1.0, 0.5)
+    one, *others = (
+        [torch.full_like(image, value) for value in values]
+        if is_tensor
+        else [Image.new("RGB", image.size, (int(255 * value),) * 3) for value in values]
+    )
+    for other in others:
+        steerer = FeynmanKacSteerer(case.build(), second_of_each, 3, num_transitions=2)
+        both = torch.cat([one, other]) if is_tensor else [one, other]
+        out = steerer(image=both, generator=tiny.seeded(), **call)
+        assert out.rewards.shape == (2, 3)
+        outputs.append(np.asarray(out.images))
+    np.testing.assert_allclose(outputs[0][:3], outputs[1][:3], atol=1e-5)
+    assert np.abs(outputs[0][3:] - outputs[1][3:]).max() > 1e-4
+
+
+def second_of_each(samples, prompts):
+    return torch.zeros(len(samples))
+
+
+@pytest.mark.parametrize(("prompts", "references"), [(1, 1), (1, 2), (2, 2), (2, 1)])
+def test_reference_images_are_for_all_prompts(prompts, references):
+    """FLUX.2 sees as many tokens of them as without steering."""
+    case = cases()["Flux2Pipeline"]
+    pipe, call, seen = case.build(), case.call(), []
+    for name in ("image", "prompt_embeds", "output_type"):
+        call.pop(name, None)
+    call["image"] = [Image.new("RGB", (64, 64), colour) for colour in ("black", "white")][:references]
+    call["prompt_embeds"] = torch.randn(prompts, 8, 16, generator=tiny.seeded())
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["hidden_states"].shape), with_kwargs=True
+    )
+    pipe(num_inference_steps=2, generator=tiny.seeded(), **call)
+    FeynmanKacSteerer(pipe, second_of_each, 3, num_transitions=2)(
+        num_inference_steps=2, generator=tiny.seeded(), **call
+    )
+    assert seen[0][1:] == seen[-1][1:]
+    assert (len(seen[0]), seen[-1][0]) == (3, 3 * prompts)
+
+
+def test_sound_comes_with_its_video():
+    """LTX-2's, of the same particle as the frames."""
+    pipe, call = cases()["LTX2Pipeline"].build(), ltx2.call() | {"num_inference_steps": 4, "output_type": "np"}
+    steerer = FeynmanKacSteerer(pipe, lambda videos, prompts: [0.0, 1.0, 2.0], 3, num_transitions=2, ess_threshold=0)
+    out = steerer(generator=tiny.seeded(), **call)
+    pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=2)
+    embeds = {name: torch.cat([value] * 3) for name, value in call.items() if "embeds" in name or "mask" in name}
+    plain = pipe(generator=tiny.seeded(), **(call | embeds))
+    np.testing.assert_allclose(out.frames, plain.frames[[2, 1, 0]], atol=1e-4)
+    np.testing.assert_allclose(np.asarray(out.audios), np.asarray(plain.audio)[[2, 1, 0]], atol=1e-4)
 
 
 # ---- constructors that rewrite the scheduler's config ----------------------------------------------------------------

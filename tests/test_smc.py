@@ -158,7 +158,33 @@ def test_scale_for_ess():
     scales = smc.scale_for_ess(rewards, 0.5)
     np.testing.assert_allclose(ess(scales[:3, None] * rewards[:3]), 4.5, rtol=1e-9)
     assert scales[3].isnan()
-    assert smc.scale_for_ess(torch.tensor([[1.0, 1.0, 1.0, 0.0]], dtype=torch.float64), 0.5).isnan().all()
+
+
+def test_scale_for_ess_where_the_best_are_tied():
+    """Half-way between what no scale gets below and all: of two particles, and of ties at the top."""
+    for rewards, expected in (([[0.0, 1.0]], 1.5), ([[1.0, 1.0, 0.0, 0.0]], 3.0), ([[1.0, 1.0, 1.0, 0.0]], 3.5)):
+        tied = torch.tensor(rewards, dtype=torch.float64)
+        np.testing.assert_allclose(ess(smc.scale_for_ess(tied, 0.5)[:, None] * tied), expected, rtol=1e-9)
+
+
+def test_a_gate_just_met_does_not_resample():
+    """Rewards of the scale that leaves half of the particles, whatever constant is added to them."""
+    rewards = torch.randn(1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scale = smc.scale_for_ess(rewards, 0.5)
+    for shift in (0.0, 1e6, -1e6):
+        state, options = smc.init(1, 8), {"generators": [torch.Generator()], "ess_threshold": 0.5}
+        assert not smc.step(state, scale * (rewards + shift), **options)[1].resampled.any()
+
+
+def test_a_potential_may_write_into_its_argument():
+    def spoiling(scaled):
+        scaled[-1] -= scaled[:-1].sum(0)
+        return scaled[-1].clone()
+
+    state, options = smc.init(1, 4), {"generators": [torch.Generator()], "ess_threshold": 0.0}
+    rewards = torch.randn(1, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    state, _ = smc.step(state, rewards, potential=spoiling, **options)
+    assert torch.equal(state.scaled[0], rewards)
 
 
 def gaussian(x, t):

@@ -4,6 +4,8 @@ import base64
 import dataclasses
 import json
 import math
+import re
+import time
 from itertools import pairwise
 
 import matplotlib
@@ -13,12 +15,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from PIL.Image import Image
+from PIL.Image import fromarray as from_array
 from PIL.Image import open as open_image
 
 import tiny
 from glassflows import FeynmanKacSteerer, GLASSScheduler
 from glassflows.decode import PipelineCall, decoder
-from glassflows.population import _as_output
+from glassflows.population import Population, _as_output
 from glassflows.rewards import as_reward
 from glassflows.smc.weights import ess, log_mean, normalise
 
@@ -621,3 +624,249 @@ def test_pictures_are_scored_by_an_adapter():
     out = steer(tiny.flux(), reward=as_reward(redness), reward_scale=1)
     expected = 255 * out.images[..., 0].mean((1, 2))
     np.testing.assert_allclose(out.rewards.gather(1, out.order)[0], expected, atol=0.6)
+
+
+# ---- what an independent reading found -------------------------------------------------------------------------------
+
+
+def images_noised(pipe, image, monkeypatch, **options):
+    """Return the mean of the encoded image that each row starts from."""
+    seen, add_noise = [], GLASSScheduler.add_noise
+
+    def noting(self, z, *args):
+        seen.append(z.flatten(1).mean(1))
+        return add_noise(self, z, *args)
+
+    monkeypatch.setattr(GLASSScheduler, "add_noise", noting)
+    steerer = FeynmanKacSteerer(pipe, brightness, 2, num_transitions=2)
+    steerer(["a cat", "a dog"], image=image, strength=0.5, generator=tiny.seeded(), output_type="np", **call(pipe))
+    return seen[0].view(2, 2)
+
+
+@pytest.mark.parametrize("make", [tiny.sd_img2img, tiny.flux_img2img])
+@pytest.mark.parametrize("kind", ["pil", "array", "list of arrays", "tensor"])
+def test_an_image_for_each_prompt_of_every_kind(make, kind, monkeypatch):
+    """Rows 0 and 1 start from the first prompt's image, rows 2 and 3 from the other's."""
+
+    def images(*values):
+        arrays = np.stack([np.full((16, 24, 3), value, np.float32) for value in values])
+        pictures = [from_array((255 * array).astype(np.uint8)) for array in arrays]
+        tensor = torch.from_numpy(arrays).movedim(-1, 1)
+        return {"pil": pictures, "array": arrays, "list of arrays": [*arrays], "tensor": tensor}[kind]
+
+    means, second = (images_noised(make(), images(0, value), monkeypatch) for value in (0, 1))
+    assert torch.equal(means[0], second[0])
+    assert (means[1] - second[1]).abs().min() > 1e-5
+
+
+def test_as_many_images_as_prompts_or_one():
+    pipe, image = tiny.sd_img2img(), torch.rand(3, 3, 16, 24, generator=tiny.seeded())
+    with pytest.raises(ValueError, match="image: expected one, or one for each prompt, 2, got 3"):
+        FeynmanKacSteerer(pipe, brightness, 2)(["a cat", "a dog"], image=image, strength=0.5, **call(pipe))
+
+
+def test_a_list_of_images_is_one_for_each_control_network():
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+    from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+
+    base = tiny.sd()
+    network = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(8, 8)).eval()
+    parts = {**base.components, "controlnet": MultiControlNetModel([network, network])}
+    pipe = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = [from_array(np.full((16, 24, 3), value, np.uint8)) for value in (0, 255)]
+    out = FeynmanKacSteerer(pipe, brightness, 3)(["a cat", "a dog"], image=pictures, output_type="np", **call(pipe))
+    assert out.rewards.shape == (2, 3)
+
+
+def test_rewards_may_write_into_what_they_get():
+    def normalising(images, prompts):
+        scores = brightness(images, prompts)
+        images.sub_(0.5).div_(0.5)
+        return scores
+
+    for output_type in ("np", "pt", "latent"):
+        spoilt = steer(tiny.flux(), reward=normalising, output_type=output_type, reward_scale=1)
+        plain = steer(tiny.flux(), output_type=output_type, reward_scale=1)
+        assert np.array_equal(np.asarray(spoilt.images), np.asarray(plain.images))
+
+
+def test_no_reward_is_scored_with_gradients():
+    seen = []
+    steer(tiny.flux(), reward=lambda images, prompts: seen.append(torch.is_grad_enabled()) or [0.0] * 4)
+    assert seen == [False] * 3
+
+
+@pytest.mark.parametrize("particles", [2, 4])
+def test_the_automatic_scale_steers_few_and_tied_particles(particles):
+    rewards = [0.0, 1.0, 1.0, 1.0][:particles]
+    out = steer(tiny.flux(), num_particles=particles, reward=lambda images, prompts: rewards, reward_scale="auto")
+    assert (out.reward_scale > 0).all()
+    with pytest.warns(UserWarning, match=r"About -\d[\d.e+]* would leave"):
+        steer(tiny.flux(), num_particles=particles, reward=lambda images, prompts: rewards, reward_scale=-1e-6)
+
+
+def test_the_ledger_adds_up():
+    """The last scoring too is within the total; latents are not decoded."""
+
+    def slow(images, prompts):
+        time.sleep(0.05)
+        return [0.0, 1.0, 2.0, 3.0]
+
+    for options in ({}, {"num_transitions": 1}, {"output_type": "latent"}):
+        ledger = steer(tiny.flux(), reward=slow, reward_scale=1, **options).ledger
+        seconds = dict(ledger.seconds)
+        assert seconds.pop("total") > sum(seconds.values())
+    assert ledger.decodes == 12  # the final ones for the reward
+    assert steer(tiny.sd(), reward=slow, decode="latents", reward_scale=1).ledger.decodes == 0
+
+
+def test_final_latents_are_decoded_in_batches_too():
+    pipe, sizes = tiny.sd(), []
+    decode = decoder(PipelineCall(pipe, {}))
+    steer(pipe, decode=lambda z: sizes.append(len(z)) or decode(z), decode_batch_size=3, output_type="latent")
+    assert sizes == [3, 1] * 3
+
+
+def test_the_recipe_holds_what_was_asked_for():
+    pipe = tiny.flux()
+    steerer = FeynmanKacSteerer(pipe, brightness, 4, potential="max", resampling="ssp", reward_scale=np.float32(3.5))
+    given = {"joint_attention_kwargs": {"scale": 1}, "sigmas": np.linspace(1, 0.2, 6)}
+    out = steerer("a cat", num_images_per_prompt=2, **given, **call(pipe))
+    recipe = json.loads(json.dumps(out.recipe))
+    assert recipe["steerer"] | {"potential": "max", "resampling": "ssp", "reward_scale": 3.5} == recipe["steerer"]
+    assert recipe["call"]["num_images_per_prompt"] == 2
+    assert recipe["call"]["joint_attention_kwargs"] == {"scale": 1}
+    np.testing.assert_allclose(recipe["call"]["sigmas"], given["sigmas"])
+    FeynmanKacSteerer(pipe, brightness, **{k: v for k, v in recipe["steerer"].items() if k != "options"})
+
+
+def test_previews_are_what_the_reward_saw():
+    seen = []
+
+    def reward(images, prompts):
+        seen.append(images.clone())
+        return brightness(images, prompts)
+
+    out = steer(tiny.flux(), reward=reward, reward_scale=1, previews=True)
+    torch.testing.assert_close(out.previews / 255, torch.stack(seen[:-1]), rtol=0, atol=0.51 / 255)
+    bright = torch.full((4, 3, 16, 24), 1.004)
+    out = steer(tiny.flux(), reward=lambda images, prompts: [0.0] * 4, decode=lambda z: bright, previews=True)
+    assert (out.previews == 255).all()
+    out = steer(tiny.sd(), reward=lambda z, p: z.mean((1, 2, 3)), decode="latents", previews=True, reward_scale=1)
+    assert out.previews.min() < 0
+
+
+@pytest.mark.parametrize("scale", [lambda done: math.nan if done == 1 else 1.0, lambda done: math.nan, 1e308])
+def test_scales_that_are_no_numbers(scale):
+    with pytest.raises(ValueError, match="reward_scale=.* times rewards .* is not finite"):
+        steer(tiny.flux(), reward_scale=scale)
+
+
+def test_schedules_are_followed():
+    """On the way too: without resampling the ESS is that of λ_k r_k, of a list, an array and a function."""
+    scales = [2.0, 5.0, 8.0]
+    for given in (scales, np.array(scales), torch.tensor(scales), lambda done: scales[round(3 * done) - 1]):
+        out = steer(tiny.flux(), reward_scale=given, ess_threshold=0)
+        weights = torch.tensor(scales[:2], dtype=torch.float64)[:, None, None] * out.scored
+        np.testing.assert_allclose(out.ess, ess(weights), rtol=1e-5)
+        assert out.reward_scale.tolist() == [8]
+
+
+def test_the_scheme_that_was_named_is_used(monkeypatch):
+    from glassflows.smc import resampling
+
+    def last(log_weights, generators):
+        return torch.full(log_weights.shape, 3)
+
+    monkeypatch.setitem(resampling.RESAMPLING, "ssp", last)
+    out = steer(tiny.flux(), resampling="ssp", ess_threshold=1, reward_scale=1)
+    assert (out.ancestors == 3).all()
+
+
+def test_the_window_includes_its_ends():
+    assert steer(tiny.flux(), num_transitions=6, start=0.5, stop=0.5, reward_scale=1).transitions == (3,)
+
+
+def test_the_scale_that_is_suggested_leaves_half():
+    with pytest.warns(UserWarning, match="would leave half") as caught:
+        out = steer(tiny.flux(), reward_scale=1e-6)
+    better = float(re.search(r"About ([\d.e+-]+) would", str(caught[0].message))[1])
+    assert ess(better * out.scored[0]).item() == pytest.approx(2, rel=0.02)
+
+
+def test_the_bar_shows_the_best_reward(monkeypatch):
+    shown, pipe = [], tiny.flux()
+    monkeypatch.setattr(Population, "watch", lambda self, bar: setattr(self, "bar", Shown()))
+
+    class Shown:
+        def set_postfix(self, **values):
+            shown.append(values)
+
+    out = steer(pipe, reward_scale=1)
+    assert [float(one["reward"]) for one in shown] == pytest.approx(out.scored.amax((1, 2)).tolist(), rel=1e-3)
+    assert [float(one["ess"]) for one in shown] == pytest.approx(out.ess.mean(1).tolist(), abs=0.06)
+
+
+def test_samples_are_drawn_by_the_final_weights():
+    """Of a reward that leaves one particle all the weight."""
+    out = FeynmanKacSteerer(tiny.flux(), lambda images, prompts: [0.0, 0.0, 1e4, 0.0], 4, ess_threshold=0)(
+        "a cat", select="sample", generator=tiny.seeded(), **call(tiny.flux())
+    )
+    assert out.order.tolist() == [[2, 2, 2, 2]]
+    assert out.image_rewards.tolist() == [1e4] * 4
+
+
+def test_interrupted_before_the_first_step():
+    pipe = tiny.flux()
+    encode = pipe.encode_prompt
+
+    def stopping(*args, **kwargs):
+        pipe._interrupt = True
+        return encode(*args, **kwargs)
+
+    pipe.encode_prompt = stopping
+    out = steer(pipe, reward_scale=1)
+    assert out.interrupted
+    assert len(out.images) == 4
+    assert out.transitions == ()
+    assert not steer(tiny.flux()).interrupted
+
+
+def test_pipelines_that_hand_their_call_to_others():
+    class Combined(DiffusionPipeline):
+        def __init__(self, scheduler):
+            super().__init__()
+            self.register_modules(scheduler=scheduler)
+            self.decoder_pipe = None
+
+    class Unnamed(DiffusionPipeline):
+        def __init__(self, decoder_scheduler):
+            super().__init__()
+            self.register_modules(decoder_scheduler=decoder_scheduler)
+
+    with pytest.raises(ValueError, match="it hands its call to others: steer pipe.decoder_pipe"):
+        FeynmanKacSteerer(Combined(DDIMScheduler()), brightness)
+    with pytest.raises(ValueError, match="it has no component named scheduler"):
+        FeynmanKacSteerer(Unnamed(DDIMScheduler()), brightness)
+
+
+def test_one_particle_with_its_own_generator_is_the_plain_image():
+    pipe = tiny.flux()
+    given, listed = (steer_one(pipe, generator) for generator in (tiny.seeded(), [tiny.seeded()]))
+    assert np.array_equal(given, listed)
+
+
+def steer_one(pipe, generator):
+    return FeynmanKacSteerer(pipe, brightness, 1)("a cat", generator=generator, output_type="np", **call(pipe)).images
+
+
+def test_prompts_in_a_tuple_and_counts_of_none():
+    out = FeynmanKacSteerer(tiny.flux(), brightness, 2)(
+        ("a cat", "a <dog>"), num_images_per_prompt=None, **call(tiny.flux())
+    )
+    assert len(out.images) == 4
+    assert "<p>a &lt;dog&gt;</p>" in out._repr_html_()
+    for reward, message in ((None, "reward: expected a function"), (lambda i, p: None, "reward returned None")):
+        with pytest.raises(ValueError, match=message):
+            steer(tiny.flux(), reward=reward)

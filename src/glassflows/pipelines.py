@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import ModularPipeline
 from PIL.Image import Image
@@ -17,6 +18,8 @@ COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_p
 _IGNORE_COUNT = (  # they set it to 1 themselves, or do with it what they do with no list of prompts
     "AllegroPipeline", "AnimateDiff", "AudioLDM2Pipeline", "CogVideoX", "ConsisIDPipeline", "WanVideoToVideoPipeline",
 )  # fmt: skip
+_IMAGES = ("image", "mask_image", "control_image", "control_mask", "image_latents", "masked_image_latents")
+_REFERENCES = ("BriaFiboEditPipeline", "Flux2", "QwenImageEditPlusPipeline")  # `image` lists references for all prompts
 _COUNT_EMBEDDINGS = ("QwenImageEditPlusPipeline",)  # they take no more rows than one, but make the rows themselves
 _REASONS = {
     "it runs its scheduler chunk by chunk and keeps a history of each row": (
@@ -45,6 +48,10 @@ def check_steerable(pipe: Any) -> None:
 def _reasons(pipe: Any) -> Iterator[str]:
     if isinstance(pipe, ModularPipeline):
         yield "modular pipelines have a call of their own: steer the pipeline class it stands for"
+    if hasattr(pipe, "decoder_pipe"):
+        yield "it hands its call to others: steer pipe.decoder_pipe, with the embeddings that pipe.prior_pipe returns"
+    if getattr(pipe, "scheduler", None) is None:
+        yield "it has no component named scheduler"
     for cls in type(pipe).__mro__:
         if cls.__name__ in _UNSTEERABLE:
             yield _UNSTEERABLE[cls.__name__]
@@ -66,49 +73,74 @@ def arranged(pipe: Any, given: Mapping[str, Any], number: int) -> tuple[dict[str
 
     By the pipeline's own count where a prompt is given and the count is honoured; else, and where every prompt has an
     image of its own, every argument with a row per prompt (prompts, embeddings, masks, images, class labels) gets
-    `number` of each.
+    `number` of each. Without prompts and embeddings every image is one.
 
     Returns:
         The arguments of the call, and the prompt of each sample, None where only embeddings were given.
+
+    Raises:
+        ValueError: if there are several images, but not one for each prompt.
     """
     parameters = inspect.signature(type(pipe).__call__).parameters
     prompt = given.get("prompt")
     prompts: list[str | None] = [prompt] if isinstance(prompt, str) else list(prompt or ())
+    if prompts and not isinstance(prompt, str):
+        given = {**given, "prompt": prompts}  # of a tuple
+    images = {name: _rows(given[name]) for name in _with_rows(pipe) & given.keys()}
     ignored = type(pipe).__name__.startswith(_IGNORE_COUNT)
     count = None if ignored else next((name for name in COUNTS if name in parameters), None)
     embedded = [value for name, value in given.items() if "embed" in name or name == "class_labels"]
-    own_images = len(prompts) > 1 and any(_rows(value) == len(prompts) for value in given.values())
+    groups = len(prompts) or next((len(value) for value in embedded if value is not None), images.get("image") or 1)
+    own_images = groups > 1 and groups in images.values()
     if count and not own_images and (prompts or not embedded or type(pipe).__name__ in _COUNT_EMBEDDINGS):
-        groups, arguments = len(prompts) or 1, {**given, count: number}
+        arguments = {**given, count: number}
     elif "batch_size" in parameters:  # unconditional
         groups, arguments = 1, {**given, "batch_size": number}
     else:
-        groups = len(prompts) or next((len(value) for value in embedded if value is not None), 1)
-        arguments = {name: _repeated(name, value, groups, number) for name, value in given.items()}
+        repeated = given.keys() - (set(_IMAGES) - images.keys())
+        arguments = {
+            name: _repeated(name, value, groups, number) if name in repeated else value for name, value in given.items()
+        }
+    if images.get("image") not in (None, 1, groups):
+        raise ValueError(f"image: expected one, or one for each prompt, {groups}, got {images['image']}")
     if "prompt" in parameters and parameters["prompt"].default is inspect.Parameter.empty:
         arguments.setdefault("prompt", None)
     return arguments, [one for one in prompts or [None] * groups for _ in range(number)]
 
 
+def _with_rows(pipe: Any) -> set[str]:
+    """Return the arguments in which several images are one for each prompt, rather than references or one a network."""
+    names: set[str] = set(_IMAGES)
+    if type(pipe).__name__.startswith(_REFERENCES):
+        names.remove("image")
+    networks = [type(getattr(pipe, name, None)).__name__ for name in ("controlnet", "adapter")]
+    if any("Multi" in name or "Union" in name for name in networks):
+        beside = "control_image" in inspect.signature(type(pipe).__call__).parameters
+        names -= {"control_image", "control_mask"} if beside else {"image"}
+    return names
+
+
 def _rows(value: Any) -> int | None:
     """Return the number of images of an argument that holds some."""
-    if isinstance(value, Tensor) and value.ndim > 3:
+    if isinstance(value, Tensor | np.ndarray) and value.ndim > 3:
         return len(value)
-    is_list = isinstance(value, list) and value and all(isinstance(one, Tensor | Image) for one in value)
+    is_list = isinstance(value, list) and value and all(isinstance(one, Tensor | np.ndarray | Image) for one in value)
     return len(value) if is_list else None
 
 
 def _repeated(name: str, value: Any, groups: int, number: int) -> Any:
     """Return `number` of each row of an argument that has one per prompt; anything else as it is."""
-    if name in ("latents", "generator", "sigmas", "timesteps"):
-        return value
+    if name in ("latents", "generator", "sigmas", "timesteps", "video") or "ip_adapter" in name:
+        return value  # lists of frames and of adapters, among others
     if isinstance(value, str) and "prompt" in name:
         return [value] * (groups * number)
     if isinstance(value, Tensor) and value.ndim > 0 and len(value) == groups:
         return value.repeat_interleave(number, 0)
+    if isinstance(value, np.ndarray) and value.ndim > 3 and len(value) == groups:
+        return value.repeat(number, 0)
     rows = isinstance(value, list) and len(value) == groups
     named = "embed" in name or name == "class_labels"
-    if rows and (named or all(isinstance(one, str | Tensor | Image) for one in value)):
+    if rows and (named or all(isinstance(one, str | Tensor | np.ndarray | Image) for one in value)):
         return [one for one in value for _ in range(number)]
     return value
 

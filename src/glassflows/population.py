@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,7 +19,8 @@ from .randomness import row_seeds
 from .result import Ledger, SteeringResult
 from .scheduler import GLASSScheduler
 from .smc import filter as smc
-from .smc.resampling import systematic
+from .smc.potentials import potential_named
+from .smc.resampling import resampling_named, systematic
 from .smc.weights import normalise
 
 Select = Literal["all", "best", "sample"]
@@ -37,11 +39,14 @@ class Population:
         self.shape = (len(prompts) // steerer.num_particles, steerer.num_particles)
         self.state = smc.init(*self.shape)
         self.infos: list[smc.FilterInfo] = []
+        self.potential = potential_named(steerer.potential)
+        self.resampling = resampling_named(steerer.resampling)
         self.scored: list[Tensor] = []
         self.transitions: list[int] = []
         self.previews: list[Tensor] = []
         self.chosen = torch.full((self.shape[0], 1), torch.nan, dtype=torch.float64)  # λ_r of "auto"
         self.generators: list[torch.Generator] = []
+        self.device = torch.device("cpu")  # of the latents
         self.copies = 0  # of the particles among the rows
         self.rows: list[Tensor | None] = []  # that went on, at each transition
         self.ledger = Ledger()
@@ -61,8 +66,10 @@ class Population:
     def last(self) -> Tensor:
         """The particles' latents as they left the last step of the scheduler."""
         progress = self.scheduler._progress
-        assert progress is not None  # it has stepped
-        assert progress.returned is not None
+        if progress is None or progress.returned is None:
+            raise ValueError(
+                f"{type(self.steerer.pipe).__name__} was interrupted before its first step: no latents yet"
+            )
         return progress.returned[: len(self.prompts)]
 
     # ---- the hook ----------------------------------------------------------------------------------------------------
@@ -75,21 +82,25 @@ class Population:
                 raise ValueError(
                     f"{type(self.steerer.pipe).__name__} cannot be steered: it runs its scheduler more than once"
                 )
+            self.device = x_t.device
             self.copies = layout(x_t, number, self.steerer.pipe)
             seeds = torch.tensor(row_seeds(x_t[:number], stream=(-1,))).view(self.shape)
             self.generators = [torch.Generator().manual_seed(int(group[0])) for group in seeds]
         if k == 0 or not self._is_due(k):
             self.rows.append(None)
             return None
-        rewards = self.score(self.decoded(denoised[:number].to(x_t.dtype, copy=True)))
+        samples = self.decoded(denoised[:number].to(x_t.dtype, copy=True))
+        if self.steerer.previews:
+            self.previews.append(self._preview(samples))
+        rewards = self.score(samples)
         scale = self.scale(k / self.num_transitions, rewards)
         self.state, info = smc.step(
             self.state,
-            scale * rewards,
+            self._scaled(scale, rewards),
             ess_threshold=self.steerer.ess_threshold,
             generators=self.generators,
             potential=self._potential,
-            resampling=self.steerer.resampling,
+            resampling=self.resampling,
         )
         self._warn_if_flat(rewards, scale)
         self.infos.append(info)
@@ -120,7 +131,7 @@ class Population:
         return steerer.start <= done <= steerer.stop and (k - 1) % steerer.score_every == 0
 
     def _potential(self, scaled: Tensor) -> Tensor:
-        log_potential = torch.as_tensor(self.steerer.potential(scaled))
+        log_potential = torch.as_tensor(self.potential(scaled))
         if log_potential.shape != scaled.shape[1:] or not log_potential.isfinite().all():
             raise ValueError(
                 f"potential returned {log_potential.tolist()}; expected finite values, one per particle, of shape "
@@ -130,16 +141,24 @@ class Population:
 
     # ---- rewards -----------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def decoded(self, latents: Tensor) -> Tensor:
         """Decode latents, so many at a time."""
+        if self.steerer.decode == "latents":
+            return latents.float()
         size = self.steerer.decode_batch_size or len(latents)
         with self.ledger.timing("decode"), lowering("decode_batch_size"):
             samples = torch.cat([self.decode(part) for part in latents.split(size)])
         self.ledger.decodes += len(latents)
-        if self.steerer.previews:
-            self.previews.append((samples * 255).round().to("cpu", torch.uint8))
         return samples
 
+    def _preview(self, samples: Tensor) -> Tensor:
+        """Return decoded images as bytes; latents and sound, which are not in [0, 1], as they are."""
+        if self.steerer.decode == "latents" or samples.ndim < 4:
+            return samples.to("cpu", copy=True)
+        return (samples.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+
+    @torch.no_grad()
     def score(self, samples: Tensor) -> Tensor:
         """Return the rewards of samples in slot order, shape (P, K), float64 on the CPU."""
         size = self.steerer.reward_batch_size or len(samples)
@@ -148,8 +167,10 @@ class Population:
             for i, part in enumerate(samples.split(size)):
                 prompts = list(self.prompts[i * size : i * size + len(part)])
                 with lowering("reward_batch_size"):
-                    scores = torch.as_tensor(self.steerer.reward(part, prompts))
-                scores = scores.detach().to("cpu", torch.float64)
+                    scores = self.steerer.reward(part, prompts)
+                if scores is None:
+                    raise ValueError("reward returned None; expected one score per particle: return them")
+                scores = torch.as_tensor(scores).detach().to("cpu", torch.float64)
                 if scores.shape != (len(part),):
                     raise ValueError(
                         f"reward returned shape {tuple(scores.shape)}; expected one score per particle, shape "
@@ -167,19 +188,30 @@ class Population:
     def scale(self, done: float, rewards: Tensor) -> Tensor:
         """Return λ_r of each group, shape (P, 1), when a fraction of the transitions is done."""
         given: Any = self.steerer.reward_scale
-        if given == "auto":
+        if isinstance(given, str):  # "auto"
             found = smc.scale_for_ess(rewards, AUTO_ESS)[:, None]
             self.chosen = torch.where(self.chosen.isnan(), found, self.chosen)
             return self.chosen.nan_to_num(0.0)  # 0 as long as there is nothing to choose by
         if callable(given):
-            given = given(done)
-        elif not isinstance(given, float):
+            value: Any = given(done)
+        elif isinstance(given, float):
+            value = given
+        else:
             if len(given) != self.num_transitions:
                 raise ValueError(
                     f"reward_scale: expected one per transition, {self.num_transitions}, got a list of {len(given)}"
                 )
-            given = given[round(done * len(given)) - 1]
-        return torch.full((self.shape[0], 1), float(given), dtype=torch.float64)
+            value = given[round(done * len(given)) - 1]
+        return torch.full((self.shape[0], 1), float(value), dtype=torch.float64)
+
+    def _scaled(self, scale: Tensor, rewards: Tensor) -> Tensor:
+        scaled = scale * rewards
+        if not scaled.isfinite().all():
+            raise ValueError(
+                f"reward_scale={scale[:, 0].tolist()} times rewards {rewards.tolist()} is not finite; expected "
+                "numbers: check what reward_scale returns"
+            )
+        return scaled
 
     def _warn_if_flat(self, rewards: Tensor, scale: Tensor) -> None:
         """Say once, at the first scoring, that the scale hardly tells particles apart, and which would."""
@@ -188,7 +220,7 @@ class Population:
         weights = rewards.shape[1] * normalise(scale * rewards).exp()
         furthest = float((weights - 1).abs().max())
         if furthest < 0.02:
-            better = float(smc.scale_for_ess(rewards, AUTO_ESS).nanmedian())
+            better = math.copysign(float(smc.scale_for_ess(rewards, AUTO_ESS).nanmedian()), float(scale.max()))
             warnings.warn(
                 f"reward_scale={float(scale.max()):g} leaves the weights within {furthest:.1%} of uniform: steering "
                 f"does next to nothing. About {better:.3g} would leave half of the particles effective.",
@@ -202,17 +234,20 @@ class Population:
     # ---- the end -----------------------------------------------------------------------------------------------------
 
     def result(
-        self, output: Any, output_type: str, select: Select, number: int, recipe: dict[str, Any]
+        self, outputs: Any, output_type: str, select: Select, number: int, recipe: dict[str, Any]
     ) -> SteeringResult:
         """Weigh the final images (or latents) by their own rewards and put everything together."""
-        if not self.rows:
+        output, interrupted = outputs[0], bool(getattr(self.steerer.pipe, "_interrupt", False))
+        if not self.rows and not interrupted:
             raise ValueError(f"{type(self.steerer.pipe).__name__} cannot be steered: it never stepped its scheduler")
         if self.steerer.decode == "latents":
-            rewards = self.score(self.decode(self.last))
+            rewards = self.score(self.decoded(self.last))
         else:
-            rewards = self.score(self.decode(output) if output_type == "latent" else _for_reward(output))
+            rewards = self.score(
+                self.decoded(output) if output_type == "latent" else _channels_first(output).to(self.device)
+            )
         scale = self.scale(1.0, rewards)
-        state = smc.finish(self.state, scale * rewards)
+        state = smc.finish(self.state, self._scaled(scale, rewards))
         log_weights = normalise(state.log_weights)
         order = rewards.argsort(dim=-1, descending=True, stable=True)[:, :number]
         if select == "sample":
@@ -225,6 +260,7 @@ class Population:
         empty = torch.empty(0, groups, particles, dtype=torch.float64)
         return SteeringResult(
             images=_as_output(output, rows, output_type),
+            others=_others(outputs, len(self.prompts), rows),
             rewards=rewards,
             log_weights=log_weights,
             ancestors=torch.stack([info.ancestors for info in self.infos]) if self.infos else empty.long(),
@@ -235,6 +271,7 @@ class Population:
             log_evidence=smc.log_evidence(state),
             reward_scale=scale[:, 0],
             order=order,
+            interrupted=interrupted,
             ledger=self.ledger,
             previews=torch.stack(self.previews) if self.previews else None,
             recipe=recipe,
@@ -248,12 +285,24 @@ def systematic_draw(log_weights: Tensor, generator: torch.Generator, number: int
     return slots[:, keep]
 
 
-def _for_reward(arrays: Any) -> Tensor:
-    """Return images (N, H, W, 3), videos (N, frames, H, W, 3) or sound (N, …) as a tensor with its channels first."""
-    tensor = torch.as_tensor(np.asarray(arrays)).float()
+def _channels_first(arrays: Any) -> Tensor:
+    """Return images (N, H, W, 3), videos (N, frames, H, W, 3) or sound (N, …) as a new tensor, its channels first."""
+    tensor = torch.tensor(np.asarray(arrays), dtype=torch.float32)
     if tensor.ndim >= 4:
         return tensor.movedim(-1, -3)
     return tensor[:, None] if tensor.ndim == 2 else tensor  # mono
+
+
+def _others(outputs: Any, number: int, rows: Tensor) -> dict[str, Any]:
+    """Return what else a pipeline puts out, sound or verdicts, of these rows where there is one for each sample."""
+    found = {}
+    for name, value in list(outputs.items())[1:] if isinstance(outputs, dict) else ():
+        if isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and len(value) == number:
+            value = value[rows.to(value.device) if isinstance(value, Tensor) else rows.numpy()]
+        elif isinstance(value, list) and len(value) == number:
+            value = [value[i] for i in rows.tolist()]
+        found[name] = value
+    return found
 
 
 def _as_output(output: Any, rows: Tensor, output_type: str) -> Any:
@@ -262,7 +311,7 @@ def _as_output(output: Any, rows: Tensor, output_type: str) -> Any:
         return output[rows.to(output.device)]
     arrays = np.asarray(output)[rows.numpy()]
     if output_type == "pt":
-        return _for_reward(arrays)
+        return _channels_first(arrays)
     if output_type == "np" or arrays.ndim < 4:  # sound
         return arrays
     flat = np.ascontiguousarray(arrays.reshape(-1, *arrays.shape[-3:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import time
@@ -66,8 +67,11 @@ class SteeringResult:
         log_evidence: Estimate of log E[exp(λ_r r)] over the model's own samples, shape (P,).
         reward_scale: λ_r of the final weighing, shape (P,); chosen by the run where it was "auto".
         order: Slot of each returned image, shape (P, n): `images[p * n + i]` came from slot `order[p, i]`.
+        interrupted: Whether `pipe._interrupt` ended the run: the images are then denoised as far as it came.
+        others: What else the pipeline put out, by its name, rows like those of `images`: sound, verdicts on safety.
         ledger: What it cost.
-        previews: Denoised predictions at each scoring as the reward saw them, (S, P · K, …), uint8; None unless asked.
+        previews: Denoised predictions at each scoring as the reward saw them, (S, P · K, …), uint8 (latents and sound
+            as floats); None unless asked for.
         recipe: What reproduces the call: versions, options, arguments.
     """
 
@@ -82,6 +86,8 @@ class SteeringResult:
     log_evidence: Tensor
     reward_scale: Tensor
     order: Tensor
+    interrupted: bool
+    others: dict[str, Any]
     ledger: Ledger
     previews: Tensor | None
     recipe: dict[str, Any]
@@ -93,8 +99,13 @@ class SteeringResult:
 
     @property
     def audios(self) -> Any:
-        """`images`, by the name that audio pipelines give it."""
-        return self.images
+        """The sound beside a video, where there is some; else `images`, by the name that audio pipelines give it."""
+        return self.others.get("audio", self.images)
+
+    @property
+    def image_rewards(self) -> Tensor:
+        """Reward of each of `images`, shape (P · n,); `rewards` is in slot order."""
+        return self.rewards.gather(1, self.order).flatten()
 
     def lineage(self, prompt: int = 0, slot: int | None = None) -> list[int]:
         """Return the slots a final particle descends from, one per scoring and its own at the end.
@@ -131,9 +142,14 @@ class SteeringResult:
         fields = ("rewards", "log_weights", "ancestors", "resampled", "ess", "scored", "log_evidence", "reward_scale",
                   "order")  # fmt: skip
         record = {name: getattr(self, name).tolist() for name in fields}
-        record |= {"transitions": self.transitions, "images": names, "recipe": self.recipe}
+        record |= {
+            "transitions": self.transitions,
+            "interrupted": self.interrupted,
+            "images": names,
+            "recipe": self.recipe,
+        }
         record["ledger"] = {**vars(self.ledger), "seconds": dict(self.ledger.seconds)}
-        (folder / "steering.json").write_text(json.dumps(record, indent=1))
+        (folder / "steering.json").write_text(json.dumps(record, indent=1, allow_nan=False))
         return folder
 
     def _repr_html_(self) -> str:
@@ -141,9 +157,12 @@ class SteeringResult:
         films = self._films()
         if films is None:
             return f"<pre>{self.rewards.tolist()}</pre>"
-        rewards = self.rewards.gather(1, self.order).flatten().tolist()
-        cells = []
-        for film, reward in zip(films, rewards, strict=True):
+        prompts = self.recipe["call"].get("prompt")
+        titles = [prompts] if isinstance(prompts, str) else prompts or []
+        cells, each = [], self.order.shape[1]
+        for i, (film, reward) in enumerate(zip(films, self.image_rewards.tolist(), strict=True)):
+            if i % each == 0 and titles:
+                cells.append(f"<p>{html.escape(str(titles[i // each]))}</p>")
             source = base64.b64encode(_png(film)).decode()
             cells.append(
                 f'<figure style="display:inline-block;margin:4px"><img src="data:image/png;base64,{source}" '

@@ -98,13 +98,16 @@ class FeynmanKacSteerer:
             raise ValueError(f"ess_threshold: expected a fraction of num_particles in [0, 1], got {ess_threshold}")
         if not 0 <= start <= stop <= 1:
             raise ValueError(f"start, stop: expected fractions 0 ≤ start ≤ stop ≤ 1, got {start}, {stop}")
+        if not callable(reward):
+            raise ValueError(f"reward: expected a function of images and prompts, got {type(reward).__name__}")
         self.pipe = pipe
         self.reward = reward
         self.num_particles = num_particles
         own_scale = getattr(reward, "reward_scale", 1.0)
         self.reward_scale = _checked_scale(own_scale if reward_scale is None else reward_scale)
-        self.potential = potential_named(potential)
-        self.resampling = resampling_named(resampling)
+        potential_named(potential)  # refuses unknown names, as does the next
+        resampling_named(resampling)
+        self.potential, self.resampling = potential, resampling
         self.ess_threshold = ess_threshold
         self.options = {} if num_transitions is None else {"num_transitions": num_transitions}
         self.score_every, self.start, self.stop = score_every, start, stop
@@ -131,7 +134,8 @@ class FeynmanKacSteerer:
 
         Raises:
             ValueError: if `output_type` or `select` is unknown, more images are wanted than there are particles, the
-                pipeline cannot be steered, or the reward does not return one finite score per particle.
+                pipeline cannot be steered, images are not one for each prompt, or the reward does not return one finite
+                score per particle.
 
         After any exception the pipeline is as it was before.
         """
@@ -141,7 +145,7 @@ class FeynmanKacSteerer:
         if select not in get_args(Select):
             raise ValueError(f"select: expected one of {get_args(Select)}, got {select!r}")
         as_tuple = not kwargs.pop("return_dict", True)
-        wanted = [kwargs.pop(name) for name in COUNTS if name in kwargs]
+        wanted = [count for name in COUNTS if (count := kwargs.pop(name, None)) is not None]
         number = wanted[0] if wanted else (1 if select == "best" else self.num_particles)
         if not 1 <= number <= self.num_particles:
             raise ValueError(f"num_images_per_prompt: expected 1 to num_particles={self.num_particles}, got {number}")
@@ -151,33 +155,33 @@ class FeynmanKacSteerer:
         if "generator" in kwargs:
             arguments["generator"] = _per_particle(kwargs["generator"], len(prompts), self.num_particles)
 
-        native = self.pipe.scheduler
         scheduler = self._scheduler()
         with settled_sizes(self.pipe) as sizes:
             decode = self.decode or decoder(PipelineCall(self.pipe, given, sizes))
             run = Population(self, scheduler, prompts, decode if callable(decode) else _as_they_are)
             scheduler.on_transition = run
-            recipe = self._recipe(scheduler, given, output_type, select)
+            asked = {"output_type": output_type, "select": select, "num_images_per_prompt": number}
+            recipe = self._recipe(scheduler, given | asked)
             drawn = "latent" if output_type == "latent" else "np"  # floats; the reward sees no rounding
-            try:
-                self.pipe.scheduler = scheduler
-                with (
-                    chunked(
-                        self.pipe,
-                        len(prompts),
-                        particles=self.particle_batch_size,
-                        decodes=self.decode_batch_size,
-                        timing=run.ledger.timing,
-                    ),
-                    watched_bar(self.pipe, run.watch),
-                    run.ledger.timing("total"),
-                    lowering("particle_batch_size"),
-                ):
-                    output = self.pipe(**arguments, output_type=drawn)[0]
-            finally:
-                self.pipe.scheduler = native
-            result = run.result(output, output_type, select, number, recipe)
+            with run.ledger.timing("total"):
+                outputs = self._drawn(scheduler, run, arguments | {"output_type": drawn})
+                result = run.result(outputs, output_type, select, number, recipe)
         return (result.images, result) if as_tuple else result  # type: ignore[return-value]
+
+    def _drawn(self, scheduler: GLASSScheduler, run: Population, arguments: dict[str, Any]) -> Any:
+        """Run the pipeline with the scheduler in the place of its own, in micro-batches, and put its own back."""
+        native, number = self.pipe.scheduler, len(run.prompts)
+        sizes = {"particles": self.particle_batch_size, "decodes": self.decode_batch_size}
+        try:
+            self.pipe.scheduler = scheduler
+            with (
+                chunked(self.pipe, number, **sizes, timing=run.ledger.timing),
+                watched_bar(self.pipe, run.watch),
+                lowering("particle_batch_size"),
+            ):
+                return self.pipe(**arguments)
+        finally:
+            self.pipe.scheduler = native
 
     def _scheduler(self) -> GLASSScheduler:
         native = self.pipe.scheduler
@@ -186,9 +190,7 @@ class FeynmanKacSteerer:
         cls = GLASSFlowMatchScheduler if by_name else GLASSScheduler
         return cls.from_scheduler(native, **(scale | self.options))
 
-    def _recipe(
-        self, scheduler: GLASSScheduler, given: dict[str, Any], output_type: str, select: str
-    ) -> dict[str, Any]:
+    def _recipe(self, scheduler: GLASSScheduler, given: dict[str, Any]) -> dict[str, Any]:
         """Return what reproduces a call, as far as JSON can say it; to be taken before it draws."""
         own = {name: value for name, value in vars(self).items() if name not in ("pipe", "reward", "decode", "options")}
         drawing = {} if {"generator", "latents"} & given.keys() else {"global_generator": _default_generator(self.pipe)}
@@ -198,8 +200,7 @@ class FeynmanKacSteerer:
             "scheduler": {"native": dict(scheduler.config["native"]), "glass": dict(scheduler.config["glass"])},
             "reward": getattr(self.reward, "__name__", type(self.reward).__name__),
             "steerer": {name: _written(value) for name, value in own.items()},
-            "call": {name: _written(value) for name, value in (given | drawing).items()}
-            | {"output_type": output_type, "select": select},
+            "call": {name: _written(value) for name, value in (given | drawing).items()},
         }
 
 
@@ -208,11 +209,12 @@ def _as_they_are(latents: Tensor) -> Tensor:
 
 
 def _checked_scale(scale: Any) -> Any:
-    if scale == "auto" or callable(scale):
+    if callable(scale) or (isinstance(scale, str) and scale == "auto"):
         return scale
     if isinstance(scale, str):
         raise ValueError(f'reward_scale: expected a number, a list, a function or "auto", got {scale!r}')
-    values = [float(one) for one in scale] if isinstance(scale, (list, tuple)) else float(scale)
+    plain = scale.tolist() if isinstance(scale, (Tensor, np.ndarray, np.generic)) else scale
+    values = [float(one) for one in plain] if isinstance(plain, (list, tuple)) else float(plain)
     if not all(math.isfinite(one) for one in (values if isinstance(values, list) else [values])):
         raise ValueError(f"reward_scale: expected finite numbers, got {scale!r}")
     return values
@@ -220,7 +222,7 @@ def _checked_scale(scale: Any) -> Any:
 
 def _per_particle(generator: Any, number: int, particles: int) -> Any:
     """Return a list of one generator per prompt as one per particle, seeded by it in turn; anything else as it is."""
-    if not isinstance(generator, list) or len(generator) * particles != number:
+    if not isinstance(generator, list) or particles == 1 or len(generator) * particles != number:
         return generator
     seeds = [torch.randint(2**62, (particles,), generator=one, device=one.device) for one in generator]
     return [torch.Generator().manual_seed(seed) for group in seeds for seed in group.tolist()]
@@ -233,7 +235,7 @@ def _default_generator(pipe: Any) -> torch.Generator:
 
 
 def _written(value: Any) -> Any:
-    """Return a value as JSON can hold it: generators by seed and state, tensors and images by their look."""
+    """Return a value as JSON can hold it: generators by seed and state, large arrays and images by their look."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.Generator):
@@ -242,8 +244,11 @@ def _written(value: Any) -> Any:
         if not torch.equal(state, torch.Generator(value.device).manual_seed(seed).get_state()):
             written["state"] = base64.b64encode(state.numpy().tobytes()).decode()  # it has been drawn from
         return written
+    if isinstance(value, dict):
+        return {str(name): _written(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_written(one) for one in value]
-    if isinstance(value, (Tensor, np.ndarray)):
-        return f"{type(value).__name__} {tuple(value.shape)}"
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        small = np.prod(value.shape) <= 1000
+        return value.tolist() if small else f"{type(value).__name__} {tuple(value.shape)}"
     return getattr(value, "__name__", type(value).__name__)

@@ -15,12 +15,13 @@ def as_reward(function: Callable[[Any, list[Any]], Any], takes: Takes = "pil") -
     """Return a reward of tensors from a function of PIL images, or of arrays.
 
     Args:
-        function: `function(images, prompts)` gets a list of N PIL images, or an array (N, H, W, 3), float32 in [0, 1],
-            and returns N scores.
+        function: `function(images, prompts)` gets a list of N PIL images (of a list of frames each, for videos), or an
+            array (N, H, W, 3) or (N, frames, H, W, 3), float32 in [0, 1], and returns N scores. Sound is an array
+            (N, channels, samples).
         takes: "pil" or "numpy".
 
     Raises:
-        ValueError: if `takes` is neither.
+        ValueError: if `takes` is neither, or pictures are to be made of sound.
 
     Example:
         >>> import torch
@@ -33,7 +34,13 @@ def as_reward(function: Callable[[Any, list[Any]], Any], takes: Takes = "pil") -
         raise ValueError(f"takes: expected one of {get_args(Takes)}, got {takes!r}")
 
     def reward(images: Tensor, prompts: list[Any]) -> Any:
-        arrays = images.detach().float().cpu().movedim(-3, -1).contiguous().numpy()
-        return function(VaeImageProcessor.numpy_to_pil(arrays) if takes == "pil" else arrays, prompts)
+        last = images.movedim(-3, -1) if images.ndim > 3 else images
+        arrays = last.detach().float().cpu().numpy().copy()
+        if takes == "numpy":
+            return function(arrays, prompts)
+        if arrays.ndim < 4:
+            raise ValueError(f'there are no pictures of sound, shape {arrays.shape}: use as_reward(…, takes="numpy")')
+        films = [VaeImageProcessor.numpy_to_pil(film) for film in arrays.reshape(len(arrays), -1, *arrays.shape[-3:])]
+        return function([film[0] for film in films] if arrays.ndim == 4 else films, prompts)
 
     return reward

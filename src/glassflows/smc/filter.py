@@ -75,11 +75,11 @@ def step(
         weights.
     """
     history = torch.cat([state.scaled, scaled[None]])
-    log_potential = potential(history)
+    log_potential = potential(history.clone())
     log_weights, paid = state.log_weights + log_potential, state.paid + log_potential
     sizes = ess(log_weights)
     number = scaled.shape[-1]
-    resampled = sizes < ess_threshold * number * (1 - 1e-12)  # equal weights are never resampled, rounding or no
+    resampled = sizes < ess_threshold * number * (1 - 1e-6)  # neither equal weights nor a gate just met, by rounding
     ancestors = torch.arange(number).expand_as(scaled).clone()
     for group in resampled.nonzero().flatten().tolist():
         ancestors[group] = resampling(log_weights[group : group + 1], generators[group : group + 1])[0]
@@ -106,19 +106,21 @@ def log_evidence(state: FilterState) -> Tensor:
 def scale_for_ess(rewards: Tensor, fraction: float) -> Tensor:
     """Return the λ for which weights exp(λ r) have an effective sample size of this fraction of K, shape (G,).
 
-    By bisection. NaN where no λ does it: too many of the highest rewards are equal.
+    By bisection. With m equal highest rewards the size stays above m: where m is no less than the fraction of K (as it
+    is of two particles), the λ of (m + K)/2 is returned. NaN where all rewards are equal.
 
     Args:
         rewards: Shape (G, K), float64.
         fraction: In (0, 1).
     """
-    wanted = fraction * rewards.shape[-1]
+    number, highest = rewards.shape[-1], rewards.amax(-1, keepdim=True)
+    ties = (rewards == highest).sum(-1)
+    wanted = torch.where(ties < fraction * number, fraction * number, (ties + number) / 2).double()
     spread = (rewards.amax(-1) - rewards.amin(-1))[:, None]
-    unit = (rewards - rewards.amax(-1, keepdim=True)) / torch.where(spread > 0, spread, 1.0)
+    unit = (rewards - highest) / torch.where(spread > 0, spread, 1.0)
     low, high = torch.full_like(spread, 1e-9), torch.full_like(spread, 1e15)
-    reachable = ess(unit * high) < wanted
     for _ in range(120):
         middle = (low * high).sqrt()
         flat = (ess(unit * middle) > wanted)[:, None]
         low, high = torch.where(flat, middle, low), torch.where(flat, high, middle)
-    return torch.where(reachable, (high / spread)[:, 0], torch.nan)
+    return torch.where(spread > 0, high / spread, torch.nan)[:, 0]
