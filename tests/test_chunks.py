@@ -142,3 +142,28 @@ def test_compiled_networks_are_chunked():
         images.append(out.images)
         assert len(compilations) == (0 if compiled == "no" else 1)
         np.testing.assert_allclose(images[0], out.images, atol=5e-5)
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_interrupted_in_a_network_the_pipeline_is_as_before(size):
+    """By the keyboard, in the middle of a call of the network."""
+    pipe, calls = tiny.flux(), []
+    options = {"num_inference_steps": 4, "output_type": "np", **tiny.FLUX_CALL}
+    before = pipe("a cat", generator=tiny.seeded(), **options).images
+    attributes, scheduler = dict(vars(pipe)), pipe.scheduler
+
+    def interrupting(module, args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    handle = pipe.transformer.x_embedder.register_forward_pre_hook(interrupting)
+    steerer = FeynmanKacSteerer(pipe, lambda s, p: torch.zeros(4), 4, num_transitions=2, particle_batch_size=size)
+    with pytest.raises(KeyboardInterrupt):
+        steerer("a cat", generator=tiny.seeded(), **options)
+    handle.remove()
+    assert vars(pipe).keys() == attributes.keys()
+    assert pipe.scheduler is scheduler
+    assert "forward" not in vars(pipe.transformer)
+    assert "decode" not in vars(pipe.vae)
+    assert np.array_equal(pipe("a cat", generator=tiny.seeded(), **options).images, before)

@@ -169,10 +169,10 @@ def test_scale_for_ess_where_the_best_are_tied():
 
 def test_a_gate_just_met_does_not_resample():
     """Rewards of the scale that leaves half of the particles, whatever constant is added to them."""
-    rewards = torch.randn(1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    scale = smc.scale_for_ess(rewards, 0.5)
+    rewards = torch.randn(64, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scale = smc.scale_for_ess(rewards, 0.5)[:, None]
     for shift in (0.0, 1e6, -1e6):
-        state, options = smc.init(1, 8), {"generators": [torch.Generator()], "ess_threshold": 0.5}
+        state, options = smc.init(64, 8), {"generators": [torch.Generator()] * 64, "ess_threshold": 0.5}
         assert not smc.step(state, scale * (rewards + shift), **options)[1].resampled.any()
 
 

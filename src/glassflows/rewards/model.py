@@ -20,13 +20,13 @@ class ModelReward:
     Subclasses say in `_read` how the model is read and in `_scores` what it makes of images and prompts.
 
     Args:
-        model: Name on the Hugging Face Hub, or local folder or file; None for the default one.
+        model: Name on the Hugging Face Hub, or local folder or file; None for `default`.
         device: Where it runs; None for the accelerator, if there is one.
         dtype: Its floating point type.
     """
 
     reward_scale: float = 1.0  # that of a steerer that is given none
-    default: ClassVar[str | None] = None
+    default: ClassVar[str] = ""
     files: ClassVar[str] = "config.json, model.safetensors"
     needs_prompts: bool = True
 
@@ -37,10 +37,7 @@ class ModelReward:
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        chosen = model or self.default
-        if chosen is None:
-            raise ValueError(f"model: {type(self).__name__} has no default; name a model of transformers")
-        self.name = str(chosen)
+        self.name = str(model or self.default)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self.device = torch.device(device or accelerator or "cpu")
         self.dtype = dtype

@@ -1,0 +1,103 @@
+"""Hold the rewards, with the public checkpoints, to what their authors published; downloads up to 4 GB each.
+
+    python examples/verify_rewards.py CLIPScore PickScore HPSv2 AestheticScore ImageReward
+
+A reward with a published example value is held to it (CLIPScore, ImageReward); PickScore to its model card's recipe,
+transformers' own processor and model; HPSv2's reading of open_clip's checkpoint of version 2.0 to its public conversion
+to transformers. Of AestheticScore no example value is published: it should lie between 4 and 7 for a photograph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Callable
+
+import requests
+import torch
+from PIL import Image
+from torch import Tensor
+
+from glassflows.rewards import AestheticScore, CLIPScore, HPSv2, ImageReward, PickScore
+
+CATS = "http://images.cocodataset.org/val2017/000000039769.jpg"
+OCEANS = "https://raw.githubusercontent.com/THUDM/ImageReward/main/assets/images/{}.webp"
+OCEAN = "a painting of an ocean with clouds and birds, day time, low depth field effect"
+CAT_AND_DOG = ["a photo of a cat", "a photo of a dog"]
+
+
+def picture(url: str) -> Image.Image:
+    """Return a picture of the web."""
+    answer = requests.get(url, timeout=60)
+    answer.raise_for_status()
+    return Image.open(io.BytesIO(answer.content)).convert("RGB")
+
+
+def clip_score() -> tuple[Tensor, Tensor, float]:
+    """From the tests of transformers: the logits of CLIP-B/32."""
+    reward = CLIPScore.from_pretrained("openai/clip-vit-base-patch32")
+    return reward([picture(CATS)] * 2, CAT_AND_DOG), torch.tensor([24.5701, 19.3049]), 0.05
+
+
+def pick_score(
+    model: str = "yuvalkirstain/PickScore_v1", processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+) -> tuple[Tensor, Tensor, float]:
+    """From the model card: exp(s) · cos of transformers' own processor and model."""
+    from transformers import CLIPModel, CLIPProcessor
+
+    cats = picture(CATS)
+    clip, prepare = CLIPModel.from_pretrained(model).float().eval(), CLIPProcessor.from_pretrained(processor)
+    inputs = prepare(text=CAT_AND_DOG, images=cats, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = clip(**inputs).logits_per_image[0]
+    return PickScore.from_pretrained(model, processor=processor)([cats] * 2, CAT_AND_DOG), expected, 0.05
+
+
+def hpsv2(checkpoint: str | None = None, converted: str = "adams-story/HPSv2-hf") -> tuple[Tensor, Tensor, float]:
+    """Version 2.0, of which both formats are public; version 2.1 is read as its open_clip checkpoint is."""
+    from huggingface_hub import hf_hub_download
+
+    given = ([picture(CATS)] * 2, CAT_AND_DOG)
+    file = checkpoint or hf_hub_download("xswu/HPSv2", "HPS_v2_compressed.pt")
+    ours, theirs = HPSv2.from_pretrained(converted), HPSv2.from_pretrained(file)
+    if checkpoint is None:
+        print(f"HPSv2 2.1: {HPSv2()(*given).tolist()}; no example value is published")
+    return theirs(*given), ours(*given), 1e-3
+
+
+def aesthetic_score() -> tuple[Tensor, Tensor, float]:
+    """Between 4 and 7."""
+    return AestheticScore()([picture(CATS)]), torch.tensor([5.5]), 1.5
+
+
+def image_reward() -> tuple[Tensor, Tensor, float]:
+    """From the README of ImageReward: four oceans."""
+    oceans = [picture(OCEANS.format(i)) for i in range(1, 5)]
+    expected = torch.tensor([0.5811622738838196, 0.2745276093482971, -1.4131819009780884, -2.029569625854492])
+    return ImageReward()(oceans, [OCEAN] * 4), expected, 0.05
+
+
+CHECKS: dict[str, Callable[[], tuple[Tensor, Tensor, float]]] = {
+    "CLIPScore": clip_score,
+    "PickScore": pick_score,
+    "HPSv2": hpsv2,
+    "AestheticScore": aesthetic_score,
+    "ImageReward": image_reward,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rewards", nargs="+", choices=CHECKS)
+    failed = []
+    for name in parser.parse_args().rewards:
+        got, expected, tolerance = CHECKS[name]()
+        right = bool(((got - expected).abs() <= tolerance).all())
+        print(f"{name}: {got.tolist()}, published {expected.tolist()} ± {tolerance}: {'right' if right else 'WRONG'}")
+        failed += [] if right else [name]
+    if failed:
+        raise SystemExit(f"{', '.join(failed)}: not what is published")
+
+
+if __name__ == "__main__":
+    main()
