@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+
+import checkpoints
 
 ROOT = Path(__file__).parents[1]
 IN_PLACE_OF = {  # what stands in the README: what runs here
@@ -11,17 +14,21 @@ IN_PLACE_OF = {  # what stands in the README: what runs here
         "load_pipeline()"
     ),
     'CLIPScore(device="cuda")': "CLIPScore(CLIP)",
+    'PickScore.from_pretrained("yuvalkirstain/PickScore_v1", device="cuda")': "PickScore.from_pretrained(CLIP)",
+    "PickScore()": "PickScore(CLIP)",
+    "AestheticScore()": "AestheticScore(AESTHETIC)",
     "height=768": "height=32",
     "width=1360": "width=32, max_sequence_length=12",
 }
 
 
-@pytest.mark.parametrize("path", ["README.md", "examples/scenes/README.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/rewards.md", "examples/scenes/README.md"])
 def test_blocks_run(path, monkeypatch, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(), re.MULTILINE | re.DOTALL)
     assert blocks
     monkeypatch.chdir(ROOT)
-    names = {}
+    names = {"images": torch.rand(2, 3, 32, 32), "prompts": ["a red circle", "two blue squares"], "torch": torch}
+    names["AESTHETIC"] = checkpoints.aesthetic(tmp_path / "aesthetic")
     exec("from scenes import CLIP, load_pipeline", names)
     for block in blocks:
         for written, run in IN_PLACE_OF.items():
@@ -31,7 +38,7 @@ def test_blocks_run(path, monkeypatch, tmp_path):
 
 
 def test_substitutions_are_still_needed():
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "rewards.md").read_text()
     assert all(written in text for written in IN_PLACE_OF)
 
 
