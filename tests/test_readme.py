@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import checkpoints
+import tiny
 
 ROOT = Path(__file__).parents[1]
 IN_PLACE_OF = {  # what stands in the README: what runs here
@@ -22,6 +23,7 @@ IN_PLACE_OF = {  # what stands in the README: what runs here
 }
 
 
+@tiny.TRANSFORMERS_5
 @pytest.mark.parametrize("path", ["README.md", "docs/rewards.md", "examples/scenes/README.md"])
 def test_blocks_run(path, monkeypatch, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(), re.MULTILINE | re.DOTALL)

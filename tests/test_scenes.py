@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
 
+import tiny
 from glassflows import GLASSScheduler
 from scenes import CALL, CLIP, HERE, PIPELINE, load_pipeline, load_reward
 from scenes.draw import draw
@@ -93,6 +94,7 @@ def test_weights_are_small_and_plain():
     assert (HERE / "training.log").read_text().startswith("seed 0")
 
 
+@tiny.TRANSFORMERS_5
 def test_loads_as_an_ordinary_pipeline(monkeypatch):
     monkeypatch.chdir(Path(HERE).parents[1])
     pipe = DiffusionPipeline.from_pretrained("examples/scenes/pipeline")
@@ -110,6 +112,7 @@ def test_autoencoder_keeps_what_the_judge_reads():
     assert scaled.std().item() == pytest.approx(1, abs=0.1)
 
 
+@tiny.TRANSFORMERS_5
 def test_one_transition_is_the_native_sampler(pipe):
     native, prompts = pipe.scheduler, held_out_prompts(4)
     call = CALL | {"num_inference_steps": 12, "output_type": "np"}
@@ -122,6 +125,7 @@ def test_one_transition_is_the_native_sampler(pipe):
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
+@tiny.TRANSFORMERS_5
 def test_steering_beats_plain_sampling(pipe, reward):
     """16 held-out prompts, one seed: the whole population scores higher, and more pictures are right."""
     prompts = held_out_prompts(16)
@@ -137,6 +141,7 @@ def test_steering_beats_plain_sampling(pipe, reward):
     assert verdicts(steered.images, prompts).sum() > verdicts(single.images, prompts).sum()
 
 
+@tiny.TRANSFORMERS_5
 def test_plain_samples_leave_room_to_steer(pipe, reward):
     """The README's 52 ± 6 % of 64 held-out prompts right, in one image each."""
     prompts = held_out_prompts(64)

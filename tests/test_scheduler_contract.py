@@ -291,7 +291,8 @@ def test_pipelines_load_in_a_fresh_process(tmp_path):
     fresh = subprocess.run(command, env=env, capture_output=True, text=True)
     assert fresh.returncode == 0, fresh.stderr
     *refusals, flux, sd, flow = fresh.stdout.splitlines()
-    assert ["import glassflows before calling `from_pretrained`" in line for line in refusals] == [True] * 3
+    assert len(refusals) in (0, 3)  # diffusers 0.37 imports it without being told
+    assert all("import glassflows before calling `from_pretrained`" in line for line in refusals)
     assert [flux, sd, flow] == ["GLASSScheduler", "GLASSScheduler", "GLASSFlowMatchScheduler"]
     for path, expected in images.items():
         np.testing.assert_allclose(np.load(f"{path}/images.npy"), expected, atol=1e-5)

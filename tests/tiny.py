@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import string
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import pytest
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -18,8 +22,22 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from packaging.version import Version
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)  # fmt: skip
 
+import checkpoints
+
+TRANSFORMERS_5 = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5"), reason="the scenes' tokenizers are files of transformers 5"
+)
 FLUX_CALL = {"height": 16, "width": 24, "max_sequence_length": 8}
 SD_CALL = {"height": 16, "width": 24}
 
@@ -34,14 +52,21 @@ SD_SCHEDULER = {
 
 
 def clip_text() -> tuple[CLIPTextModel, CLIPTokenizer]:
-    letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
-    vocab = {token: i for i, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16)
+    with TemporaryDirectory() as folder:
+        tokenizer = CLIPTokenizer.from_pretrained(checkpoints.clip_processor(Path(folder)))
     config = CLIPTextConfig(
-        vocab_size=len(vocab), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=16, bos_token_id=52, eos_token_id=53, pad_token_id=53, projection_dim=16,
     )  # fmt: skip
     return CLIPTextModel(config).eval(), tokenizer
+
+
+def t5_tokenizer() -> PreTrainedTokenizerFast:
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((c, -2.0) for c in string.ascii_lowercase)]
+    raw = Tokenizer(models.Unigram(pieces, unk_id=2))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 def vae(shift_factor: float | None) -> AutoencoderKL:
@@ -55,8 +80,7 @@ def vae(shift_factor: float | None) -> AutoencoderKL:
 def flux(cls: type = FluxPipeline, **scheduler):
     torch.manual_seed(0)
     text_encoder, tokenizer = clip_text()
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((c, -2.0) for c in string.ascii_lowercase)]
-    tokenizer_2 = T5Tokenizer(vocab=pieces, extra_ids=0)
+    tokenizer_2 = t5_tokenizer()
     t5 = T5Config(vocab_size=len(tokenizer_2), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     transformer = FluxTransformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
