@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
 import tiny
 from glassflows import GLASSScheduler
 from scenes import CALL, CLIP, HERE, PIPELINE, load_pipeline, load_reward
-from scenes.draw import draw
+from scenes.draw import BACKGROUND, draw
 from scenes.grammar import HELD_OUT, TRAIN, hard_negatives, held_out_prompts, parse, training_scene
 from scenes.methods import methods
-from scenes.verifier import find_objects, is_correct, verdicts
+from scenes.verifier import find_objects, is_correct, score, verdicts
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,19 @@ def test_verifier_knows_left_from_right_and_above_from_below():
     ]
     assert truths == [True, False, False]
     assert is_correct(image.transpose(0, 2, 1), "a red circle above a blue square")
+
+
+def test_scores_rank_what_the_verdict_cannot():
+    """An exact scene first, then the same turned about, then one object missing, then nothing."""
+    rng = np.random.default_rng(2)
+    wanted, turned = "a red circle left of a blue square", "a blue square left of a red circle"
+    exact, about, lone = (draw(parse(prompt), rng) for prompt in (wanted, turned, "a red circle"))
+    empty = np.broadcast_to(np.reshape(BACKGROUND, (3, 1, 1)), exact.shape)
+    found = [score(image, wanted) for image in (exact, about, lone, empty)]
+    assert found[0] > 1.5
+    assert found[2:] == [0.5, 0.0]
+    assert found[1] < found[2]
+    assert score(exact, turned) == pytest.approx(found[1], abs=0.3)
 
 
 def test_verifier_finds_nothing_on_an_empty_image():

@@ -870,3 +870,36 @@ def test_prompts_in_a_tuple_and_counts_of_none():
     for reward, message in ((None, "reward: expected a function"), (lambda i, p: None, "reward returned None")):
         with pytest.raises(ValueError, match=message):
             steer(tiny.flux(), reward=reward)
+
+
+# ---- what is promised in so many words -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4, -3.0, "auto", [0.1, 1.0, 10.0]])
+@pytest.mark.parametrize("potential", ["difference", "max", "sum"])
+def test_a_prompt_of_constant_reward_is_never_resampled(scale, potential):
+    def reward(images, prompts):
+        bright = brightness(images, prompts)
+        return [0.1 if prompt == "a dog" else float(score) for prompt, score in zip(prompts, bright, strict=True)]
+
+    out = steer(
+        tiny.flux(), ["a cat", "a dog"], reward=reward, reward_scale=scale, potential=potential, ess_threshold=1.0
+    )
+    assert not out.resampled[:, 1].any()
+    assert out.resampled[:, 0].any()
+    assert (out.ancestors[:, 1] == torch.arange(4)).all()
+    torch.testing.assert_close(out.log_weights[1].exp(), torch.full((4,), 0.25, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", PIPELINES)
+def test_sliced_and_tiled_decoders(make):
+    plain, pipe = steer(make(), reward_scale=1, ess_threshold=1), make()
+    pipe.vae.enable_slicing()
+    sliced = steer(pipe, reward_scale=1, ess_threshold=1, decode_batch_size=3)
+    by_slot = [out.images[out.order[0].argsort()] for out in (sliced, plain)]
+    np.testing.assert_allclose(*by_slot, atol=5e-5)
+    pipe.vae.enable_tiling()  # which blends tiles: other images, scored as they are returned
+    tiled = steer(pipe, reward_scale=1, ess_threshold=1, decode_batch_size=3)
+    images = torch.from_numpy(tiled.images).movedim(-1, 1)
+    torch.testing.assert_close(brightness(images, [""] * 4).double(), tiled.image_rewards, rtol=0, atol=1e-3)
+    assert np.abs(tiled.images - plain.images).max() > 1e-3

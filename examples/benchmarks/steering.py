@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from scenes import CALL, load_pipeline, load_reward
 from scenes.grammar import held_out_prompts
 from scenes.methods import methods
-from scenes.verifier import verdicts
+from scenes.verifier import RuleReward, verdicts
 
 
 def main() -> None:
@@ -28,9 +28,10 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=20, help="network calls per particle")
     parser.add_argument("--particles", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--reward", choices=("clip", "rules"), default="clip", help="rules: the score of the verifier")
     args = parser.parse_args()
 
-    pipe, reward = load_pipeline(), load_reward()
+    pipe, reward = load_pipeline(), load_reward() if args.reward == "clip" else RuleReward()
     prompts = held_out_prompts(args.prompts)
     table: dict[str, np.ndarray] = {}
     for name, method in methods(args.particles).items():

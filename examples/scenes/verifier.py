@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import torch
 from scipy import ndimage
+from torch import Tensor
 
 from .draw import BACKGROUND
 from .grammar import COLOURS, parse
@@ -70,6 +72,32 @@ def is_correct(image: np.ndarray, prompt: str) -> bool:
     dx, dy = second.x - first.x, second.y - first.y
     along, across = (dx, dy) if scene.relation in ("left of", "right of") else (dy, dx)
     return (along if scene.relation in ("left of", "above") else -along) > abs(across)
+
+
+def score(image: np.ndarray, prompt: str) -> float:
+    """Return how much of a prompt an image (3, H, W) in [0, 1] shows, from −1 to 2.
+
+    The share of objects that are both wanted and found among those that are either, and, where a relation is asked for
+    and its objects are there, the cosine of the angle between what is asked for and what is seen.
+    """
+    scene, found = parse(prompt), find_objects(image)
+    wanted, seen = Counter(scene.objects), Counter((thing.colour, thing.shape) for thing in found)
+    points = (wanted & seen).total() / (wanted | seen).total()
+    if scene.relation is None or not wanted <= seen:
+        return points
+    first, second = (next(f for f in found if (f.colour, f.shape) == kind) for kind in scene.objects)
+    dx, dy = second.x - first.x, second.y - first.y
+    along = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[scene.relation]
+    return points + along / max(float(np.hypot(dx, dy)), 1e-6)
+
+
+class RuleReward:
+    """The score by rules as a reward of images (N, 3, H, W)."""
+
+    reward_scale = 5.0
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return torch.tensor([score(one.cpu().numpy(), prompt) for one, prompt in zip(images, prompts, strict=True)])
 
 
 def verdicts(images: np.ndarray, prompts: list[str]) -> np.ndarray:
