@@ -22,6 +22,7 @@ OUTER = [
     "population",
     "steering",
 ]  # each may import those before it
+REWARDS = ["images", "model", "open_clip", "clip", "aesthetic", "image_reward", "vlm", "compose", "adapters"]
 
 
 def imports(path):
@@ -51,6 +52,16 @@ def test_outer_modules_import_downwards():
                 assert not (root == "smc" and name not in ("steering", "population")), (
                     "only the bridge knows the filter"
                 )
+
+
+def test_rewards_stand_by_themselves():
+    """They know nothing of steering, and import transformers only where a model is read."""
+    assert {path.stem for path in (SOURCE / "rewards").glob("*.py")} == {"__init__", *REWARDS}
+    for i, name in enumerate(REWARDS):
+        for level, module in imports(SOURCE / "rewards" / f"{name}.py"):
+            assert level == 0 or (level == 1 and module in REWARDS[:i]), f"rewards/{name} imports {module}"
+        for node in ast.parse((SOURCE / "rewards" / f"{name}.py").read_text()).body:
+            assert not (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers"))
 
 
 def test_no_module_is_long():
