@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,12 +52,7 @@ class AestheticScore(ModelReward):
         return {"vision": clip.vision_model, "projection": clip.visual_projection, "head": head}
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
-        vision, projection, head = (self._networks[name] for name in ("vision", "projection", "head"))
+        vision, projection, head = map(self._network, ("vision", "projection", "head"))
         pixels = normalised(cropped(images, vision.config.image_size), CLIP_MEAN, CLIP_STD)
         embeds = projection(vision(pixel_values=pixels.to(self.dtype)).pooler_output)
         return head(normalize(embeds, dim=-1)).squeeze(-1)
-
-    @property
-    def _networks(self) -> Any:
-        assert self.networks is not None
-        return self.networks

@@ -60,7 +60,7 @@ class CLIPScore(ModelReward):
 
     def _pixels(self, images: Tensor) -> Tensor:
         """Resize the shorter side, crop the centre square, normalise."""
-        return normalised(cropped(images, self._clip.config.vision_config.image_size), self.mean, self.std)
+        return normalised(cropped(images, self._network("clip").config.vision_config.image_size), self.mean, self.std)
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         return 100 * self._cosine(images, texts).clamp(min=0)
@@ -68,15 +68,11 @@ class CLIPScore(ModelReward):
     def _cosine(self, images: Tensor, texts: list[str]) -> Tensor:
         """Return the cosine of each image and its text, shape (n,)."""
         unique = list(dict.fromkeys(texts))
-        tokens = self._tokens(self.tokenizer, unique, self._clip.config.text_config.max_position_embeddings)
-        out = self._clip(pixel_values=self._pixels(images).to(self.dtype), **tokens)  # its embeddings have length 1
+        clip = self._network("clip")
+        tokens = self._tokens(self.tokenizer, unique, clip.config.text_config.max_position_embeddings)
+        out = clip(pixel_values=self._pixels(images).to(self.dtype), **tokens)  # its embeddings have length 1
         rows = torch.tensor([unique.index(text) for text in texts], device=self.device)
         return (out.image_embeds * out.text_embeds[rows]).sum(-1)
-
-    @property
-    def _clip(self) -> Any:
-        assert self.networks is not None
-        return self.networks["clip"]
 
 
 class PickScore(CLIPScore):
@@ -101,7 +97,7 @@ class PickScore(CLIPScore):
     default_processor = _LAION
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
-        return self._clip.logit_scale.exp() * self._cosine(images, texts)
+        return self._network("clip").logit_scale.exp() * self._cosine(images, texts)
 
 
 class HPSv2(CLIPScore):
@@ -138,7 +134,7 @@ class HPSv2(CLIPScore):
         return {"clip": CLIPModel.from_pretrained(self.name)}
 
     def _pixels(self, images: Tensor) -> Tensor:
-        return normalised(padded(images, self._clip.config.vision_config.image_size), CLIP_MEAN, CLIP_STD)
+        return normalised(padded(images, self._network("clip").config.vision_config.image_size), CLIP_MEAN, CLIP_STD)
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         return self._cosine(images, texts)

@@ -68,18 +68,13 @@ class ImageReward(ModelReward):
         }
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
-        vision, text, head = (self._networks[name] for name in ("vision", "text", "head"))
+        vision, text, head = map(self._network, ("vision", "text", "head"))
         pixels = normalised(cropped(images, vision.config.image_size, round), CLIP_MEAN, CLIP_STD)
         seen = vision(pixel_values=pixels.to(self.dtype)).last_hidden_state
         everywhere = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
         tokens = self._tokens(self.tokenizer, texts, 35)
         read = text(**tokens, encoder_hidden_states=seen, encoder_attention_mask=everywhere).last_hidden_state
         return (head(read[:, 0]).squeeze(-1) - _MEAN) / _STD
-
-    @property
-    def _networks(self) -> Any:
-        assert self.networks is not None
-        return self.networks
 
 
 def blip_vision(state: dict[str, Tensor]) -> nn.Module:

@@ -145,6 +145,10 @@ class ModelReward:
         tokens = tokenizer(list(texts), padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
         return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
+    def _network(self, name: str) -> Any:
+        assert self.networks is not None  # it is called when they have been read
+        return self.networks[name]
+
     def _read(self) -> dict[str, nn.Module]:
         """Read the model's networks."""
         raise NotImplementedError

@@ -59,7 +59,6 @@ class VLMReward(ModelReward):
         return {"vlm": AutoModelForImageTextToText.from_pretrained(self.name)}
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
-        assert self.networks is not None
         if images.requires_grad:
             raise ValueError("images require a gradient; VLMReward has none: detach them")
         pictures = VaeImageProcessor.numpy_to_pil(images.float().cpu().movedim(1, -1).numpy())
@@ -70,7 +69,7 @@ class VLMReward(ModelReward):
             for name, value in batch.items()
             if isinstance(value, Tensor)
         }
-        logits = self.networks["vlm"](**inputs).logits[:, -1]
+        logits = self._network("vlm")(**inputs).logits[:, -1]
         return logits.softmax(-1, dtype=torch.promote_types(self.dtype, torch.float32))[:, self._first_token()]
 
     def _asked(self, text: str) -> str:
