@@ -4,11 +4,29 @@ import json
 import string
 
 import torch
-from transformers import CLIPConfig, CLIPModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    BlipImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+)  # fmt: skip
 
 from published import Head, OpenCLIP, PublishedImageReward
 
-MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
+OWN_MEAN, OWN_STD = [0.4, 0.5, 0.6], [0.3, 0.25, 0.2]  # those of the processor written here
 SIZE = 16  # of the images that the networks see
 
 
@@ -28,7 +46,8 @@ def clip_processor(folder):
     pixels = {
         "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": SIZE}, "resample": 3,
         "do_center_crop": True, "crop_size": {"height": SIZE, "width": SIZE}, "do_rescale": True,
-        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": MEAN, "image_std": STD, "do_convert_rgb": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": OWN_MEAN, "image_std": OWN_STD,
+        "do_convert_rgb": True,
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
     return folder
@@ -76,43 +95,57 @@ def image_reward(folder):
     return folder
 
 
+WORDS = ["<pad>", "<unk>", "<s>", "<image>", "USER", "ASSISTANT", ":", "Does", "this", "image", "show", '"', "?",
+         "Answer", "Yes", "or", "No", ".", "a", "red", "circle", "blue", "square", "two", "squares"]  # fmt: skip
+WIDTHS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def word_tokenizer():
+    """Return a tokenizer of whole words that begins every text with <s>."""
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 2)])
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, additional_special_tokens=["<image>"], **names)
+
+
 def vlm(folder):
     """Write a LLaVA of words, with its processor and a chat template."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-        PreTrainedTokenizerFast,
-    )  # fmt: skip
-
     torch.manual_seed(0)
     clip_processor(folder)
-    words = ["<pad>", "<unk>", "<s>", "<image>", "USER", "ASSISTANT", ":", "Does", "this", "image", "show", '"', "?",
-             "Answer", "Yes", "or", "No", ".", "a", "red", "circle", "blue", "square", "two", "squares"]  # fmt: skip
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", bos_token="<s>",
-        additional_special_tokens=["<image>"],
-    )  # fmt: skip
     template = (
         "{% for m in messages %}USER : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
         "{% else %}{{ c['text'] }}{% endif %}{% endfor %} {% endfor %}"
         "{% if add_generation_prompt %}ASSISTANT :{% endif %}"
     )
     LlavaProcessor(
-        image_processor=CLIPImageProcessor.from_pretrained(folder), tokenizer=tokenizer, patch_size=4,
+        image_processor=CLIPImageProcessor.from_pretrained(folder), tokenizer=word_tokenizer(), patch_size=4,
         vision_feature_select_strategy="default", chat_template=template, num_additional_image_tokens=1,
     ).save_pretrained(folder)  # fmt: skip
-    common = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**common, image_size=SIZE, patch_size=4),
-        text_config=LlamaConfig(**common, vocab_size=len(words), pad_token_id=0, bos_token_id=2),
+        vision_config=CLIPVisionConfig(**WIDTHS, image_size=SIZE, patch_size=4),
+        text_config=LlamaConfig(**WIDTHS, vocab_size=len(WORDS), pad_token_id=0, bos_token_id=2),
         image_token_index=3, vision_feature_layer=-1, image_seq_length=16,
     )  # fmt: skip
     LlavaForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def blip2(folder, language):
+    """Write a BLIP-2 of words with "opt" or "t5", which has no chat template."""
+    torch.manual_seed(0)
+    text = {
+        "opt": OPTConfig(
+            hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=len(WORDS),
+            word_embed_proj_dim=32, max_position_embeddings=128,
+        ),
+        "t5": T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=len(WORDS)),
+    }[language]  # fmt: skip
+    pixels = BlipImageProcessor(size={"height": SIZE, "width": SIZE})
+    Blip2Processor(pixels, word_tokenizer(), num_query_tokens=4).save_pretrained(folder)
+    config = Blip2Config(
+        vision_config={**WIDTHS, "image_size": SIZE, "patch_size": 4}, text_config=text.to_dict(), num_query_tokens=4,
+        qformer_config={**WIDTHS, "encoder_hidden_size": 32, "vocab_size": len(WORDS)}, image_token_index=3,
+    )  # fmt: skip
+    Blip2ForConditionalGeneration(config).save_pretrained(folder)
     return folder

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -28,11 +29,13 @@ class Service(BaseHTTPRequestHandler):
 
     failures = 0
     asked = 0
+    delay = 0.0
 
     def do_POST(self):
         type(self).asked += 1
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         failed = Service.asked <= Service.failures
+        time.sleep(Service.delay)
         pictures = [Image.open(io.BytesIO(base64.b64decode(one))) for one in body["images"]]
         assert len(body["prompts"]) == len(pictures)
         answer = json.dumps({"scores": [float(np.asarray(picture).mean()) for picture in pictures]}).encode()
@@ -79,6 +82,15 @@ def test_a_service_that_is_down(url):
     with pytest.raises(requests.RequestException, match="503"):
         FeynmanKacSteerer(pipe, reward, 2, num_transitions=2)("a cat", num_inference_steps=2, **tiny.FLUX_CALL)
     assert pipe.scheduler is scheduler
+    reward.session.close()
+
+
+def test_a_service_that_hangs(url, monkeypatch):
+    monkeypatch.setattr(Service, "delay", 1.0)
+    Service.failures = 0
+    reward = custom_reward.HTTPReward(url, timeout=0.1, retries=0)
+    with pytest.raises(requests.RequestException, match="timed out|timeout"):
+        reward(torch.rand(1, 3, 4, 6), ["a"])
     reward.session.close()
 
 

@@ -1,9 +1,11 @@
 """Every reward against an independent computation, from checkpoints of toy size in the published formats."""
 
 import copy
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 import transformers
 from packaging.version import Version
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizer, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 import checkpoints
@@ -35,7 +38,7 @@ from scenes import CALL, CLIP, load_pipeline
 from scenes.draw import draw
 from scenes.grammar import parse
 
-PROMPTS = ["a red circle", "two blue squares", "a red circle"]
+PROMPTS = ["a red circle", "two squares", "a red circle"]
 KINDS = {
     "CLIPScore": (CLIPScore, checkpoints.clip),
     "PickScore": (PickScore, checkpoints.clip),
@@ -67,14 +70,14 @@ def images(number=3, height=20, width=30, seed=0):
     return (torch.rand(number, 3, height, width, generator=tiny.seeded(seed)) * 255).round() / 255
 
 
-def pixels(images, size=16):
-    """What CLIP's networks see of images, in plain torch."""
-    height, width = images.shape[-2:]
-    shape = [int(size * side / min(height, width)) for side in (height, width)]
-    images = torch.nn.functional.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = ((side - size) // 2 for side in shape)
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (checkpoints.MEAN, checkpoints.STD))
-    return (images[..., top : top + size, left : left + size] - mean) / std
+def square(number=3, seed=0):
+    """Return images of the size that the networks see."""
+    return images(number, checkpoints.SIZE, checkpoints.SIZE, seed)
+
+
+def pixels(images, mean=checkpoints.MEAN, std=checkpoints.STD):
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (mean, std))
+    return (images - mean) / std
 
 
 # ---- what is scored --------------------------------------------------------------------------------------------------
@@ -112,8 +115,9 @@ def test_pick_score_is_the_models_logit(folders):
     )
     tokens = tokenizer(PROMPTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        expected = model(pixel_values=pixels(images()), **tokens).logits_per_image.diagonal()
-    torch.testing.assert_close(load("PickScore", folders)(images(), PROMPTS), expected, rtol=0, atol=1e-5)
+        seen = pixels(square(), checkpoints.OWN_MEAN, checkpoints.OWN_STD)
+        expected = model(pixel_values=seen, **tokens).logits_per_image.diagonal()
+    torch.testing.assert_close(load("PickScore", folders)(square(), PROMPTS), expected, rtol=0, atol=1e-5)
 
 
 def test_hpsv2_is_the_published_architecture(folders):
@@ -122,8 +126,7 @@ def test_hpsv2_is_the_published_architecture(folders):
     state = torch.load(folders["HPSv2"] / "HPS_v2.1_compressed.pt", weights_only=True)["state_dict"]
     published.load_state_dict({name: value.float() for name, value in state.items()})
     pictures = images(3, 16, 10)
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (checkpoints.MEAN, checkpoints.STD))
-    seen = (torch.nn.functional.pad(pictures, (3, 3)) - mean) / std
+    seen = pixels(torch.nn.functional.pad(pictures, (3, 3)))
     ids = AutoTokenizer.from_pretrained(folders["HPSv2"])(PROMPTS, padding=True, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         expected = published.cosine(seen, ids)
@@ -134,6 +137,12 @@ def test_hpsv2_is_the_published_architecture(folders):
         weight.copy_(torch.cat([weight[32:64], weight[:32], weight[64:]]))
     with torch.no_grad():
         assert (swapped.cosine(seen, ids) - expected).abs().max() > 1e-3
+
+
+def test_the_logit_scale_is_not_rounded(folders):
+    dtypes = (torch.float32, torch.bfloat16)
+    exact, half = (load("PickScore", folders, dtype=dtype).networks["clip"] for dtype in dtypes)
+    assert torch.equal(exact.logit_scale, half.logit_scale)
 
 
 def test_hpsv2_reads_models_of_transformers_and_files(folders, tmp_path):
@@ -149,21 +158,26 @@ def test_aesthetic_score_is_the_published_head(folders):
     head.load_state_dict(torch.load(folders["AestheticScore"] / "aesthetic-model.pth", weights_only=True))
     tokens = torch.tensor([[52, 53]] * 3)
     with torch.no_grad():
-        expected = head(model(pixel_values=pixels(images()), input_ids=tokens).image_embeds)
-    torch.testing.assert_close(load("AestheticScore", folders)(images()), expected, rtol=0, atol=1e-5)
+        expected = head(model(pixel_values=pixels(square()), input_ids=tokens).image_embeds)
+    torch.testing.assert_close(load("AestheticScore", folders)(square()), expected, rtol=0, atol=1e-5)
     assert expected.std() > 1e-5
 
 
 def test_image_reward_is_the_published_architecture(folders):
-    """Prompts of several lengths, so that the padding tells."""
+    """Prompts of two lengths, so that the padding tells; of a margin of three pixels two are cut on the left."""
     published = PublishedImageReward().eval()
     published.load_state_dict(torch.load(folders["ImageReward"] / "ImageReward.pt", weights_only=True))
     tokenizer = BertTokenizer.from_pretrained(folders["ImageReward"])
     tokens = tokenizer(PROMPTS, padding="max_length", max_length=35, return_tensors="pt")
+    wide = images(3, 16, 19)
     with torch.no_grad():
-        expected = published(pixels(images()), tokens["input_ids"], tokens["attention_mask"])
-        unmasked = published(pixels(images()), tokens["input_ids"], torch.ones_like(tokens["attention_mask"]))
-    torch.testing.assert_close(load("ImageReward", folders)(images(), PROMPTS), expected, rtol=0, atol=1e-5)
+        seen = pixels(wide[..., 2:18])
+        expected = published(seen, tokens["input_ids"], tokens["attention_mask"])
+        unmasked = published(seen, tokens["input_ids"], torch.ones_like(tokens["attention_mask"]))
+    reward = load("ImageReward", folders)
+    torch.testing.assert_close(reward(wide, PROMPTS), expected, rtol=0, atol=1e-5)
+    assert reward.networks["vision"].config.layer_norm_eps == 1e-6  # too small to tell at this size
+    assert reward.networks["text"].config.layer_norm_eps == 1e-12
     assert (unmasked - expected).abs().max() > 1e-3
 
 
@@ -185,19 +199,78 @@ def test_vlm_reward_is_the_probability_of_yes(folders):
     torch.testing.assert_close(reward(images(), PROMPTS), torch.stack(expected), rtol=0, atol=1e-6)
     fixed = load("VLMReward", folders, question="Does this image show a red circle?", answer="No")
     assert fixed(images()).shape == (3,)
+    for answer in ("Definitely", ""):
+        with pytest.raises(ValueError, match=f"has no token with which '{answer}' begins"):
+            load("VLMReward", folders, answer=answer)(images(), PROMPTS)
     with pytest.raises(ValueError, match="VLMReward has none: detach them"):
         reward(images().requires_grad_(), PROMPTS)
 
 
-@pytest.mark.parametrize(("height", "width"), [(40, 61), (57, 40), (13, 9), (16, 16)])
-def test_images_are_prepared_as_by_the_processor(folders, height, width):
-    """To 2/255, which is the rounding of PIL; it also clips between its two passes, so nothing overshoots here."""
-    smooth = torch.nn.functional.interpolate(0.2 + 0.6 * images(2, 8, 9), (height, width), mode="bicubic")
-    pictures = [Image.fromarray((image * 255).round().byte().movedim(0, -1).numpy()) for image in smooth]
+@pytest.mark.parametrize(("height", "width"), [(40, 61), (57, 40), (13, 9), (16, 16), (128, 170)])
+@pytest.mark.parametrize("kind", ["noise", "edges", "smooth"])
+def test_images_are_prepared_as_by_the_processor(folders, height, width, kind):
+    """To 1.5/255, which is what PIL rounds away in its two passes."""
+    if kind == "smooth":
+        made = torch.nn.functional.interpolate(images(2, 8, 9), (height, width), mode="bicubic").clamp(0, 1)
+    elif kind == "noise":
+        made = images(2, height, width)
+    else:
+        rows, columns = torch.arange(height)[:, None] // 7, torch.arange(width) // 7
+        made = ((rows + columns) % 2).float().expand(2, 3, -1, -1)
+    pictures = [Image.fromarray((image * 255).round().byte().movedim(0, -1).numpy()) for image in made]
     processor = CLIPImageProcessor.from_pretrained(folders["CLIPScore"], do_normalize=False)
     expected = processor(pictures, return_tensors="pt")["pixel_values"]
     given = torch.stack([torch.from_numpy(np.array(picture)).movedim(-1, 0) / 255 for picture in pictures])
-    torch.testing.assert_close(cropped(given, 16), expected, rtol=0, atol=2 / 255)
+    torch.testing.assert_close(cropped(given, 16), expected, rtol=0, atol=1.5 / 255)
+
+
+def test_vlms_are_read_in_their_dtype(folders):
+    """Not cast: rotary frequencies stay in float32, whatever the weights are."""
+    vlm = load("VLMReward", folders, dtype=torch.bfloat16).networks
+    assert next(vlm.parameters()).dtype == torch.bfloat16
+    assert {buffer.dtype for name, buffer in vlm.named_buffers() if "inv_freq" in name} == {torch.float32}
+
+
+def test_a_template_that_begins_the_text_itself(folders):
+    """The text then begins once, not twice."""
+    reward, seen = load("VLMReward", folders), []
+    model = reward.networks["vlm"]
+    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
+    plain = reward(images(), PROMPTS)
+    reward.processor.chat_template = "<s>" + reward.processor.chat_template
+    assert torch.equal(reward(images(), PROMPTS), plain)
+    assert torch.equal(*seen)
+    assert (seen[0] == 2).sum(1).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("language", ["opt", "t5"])
+def test_vlms_without_a_chat_template(language, tmp_path):
+    """BLIP-2's processor puts the image in by itself; beside T5 the answer is a text of its own."""
+    reward = VLMReward.from_pretrained(checkpoints.blip2(tmp_path, language))
+    whole = reward(images(), PROMPTS)
+    single = torch.cat([reward(image[None], [prompt]) for image, prompt in zip(images(), PROMPTS, strict=True)])
+    torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-6)
+    picture = Image.fromarray((images()[0] * 255).byte().movedim(0, -1).numpy())
+    asked = f'Does this image show "{PROMPTS[0]}"? Answer Yes or No.'
+    inputs = dict(reward.processor(images=picture, text=asked, return_tensors="pt"))
+    if language == "t5":
+        inputs["decoder_input_ids"] = torch.zeros(1, 1, dtype=torch.long)
+    with torch.no_grad():
+        logits = reward.networks["vlm"](**inputs).logits[0, -1]
+    torch.testing.assert_close(whole[0], logits.softmax(-1)[checkpoints.WORDS.index("Yes")], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("end", ["Assistant:", "Assistant:\n"])
+def test_the_answer_may_begin_with_a_space(folders, end):
+    """As models with byte-level tokens write it after a colon."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    raw.train_from_iterator(["User: q\nAssistant: Yes", "Yes it is. Yes No", "Assistant: No"] * 50, trainer)
+    reward = load("VLMReward", folders)
+    reward.processor.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw)
+    tokens = reward.processor.tokenizer.convert_ids_to_tokens(reward._first_tokens(f"User: q\n{end}"))
+    assert set(tokens) == {"Yes", "ĠYes"}
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 61), (57, 40), (13, 9)])
@@ -248,10 +321,13 @@ def test_gradients_are_those_of_finite_differences(name, folders):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_half_precision(name, folders):
+    """Scores of many images stay apart: what is summed at the end is summed in float32."""
     exact, half = load(name, folders), load(name, folders, dtype=torch.bfloat16)
     scores = half(images().bfloat16(), PROMPTS)
     assert scores.dtype == torch.float32
     assert (scores - exact(images(), PROMPTS)).abs().max() < 0.1 * (1 + exact(images(), PROMPTS).abs().max())
+    if name not in ("VLMReward", "CLIPScore"):  # of which several may be 0
+        assert len(half(images(32), [PROMPTS[0]] * 32).unique()) >= 30
 
 
 @tiny.TRANSFORMERS_5
@@ -309,6 +385,8 @@ def test_bad_images(folders, given, message):
 
 def test_bad_prompts(folders):
     reward = load("CLIPScore", folders)
+    with pytest.raises(ValueError, match="prompts: expected one for each image, 2, got 1"):
+        reward(images(6).unflatten(0, (2, 3)), PROMPTS[:1])
     with pytest.raises(ValueError, match="prompts: expected one for each image, 3, got 2"):
         reward(images(), PROMPTS[:2])
     with pytest.raises(ValueError, match="CLIPScore scores images under their prompts, got None"):
@@ -317,15 +395,54 @@ def test_bad_prompts(folders):
         reward(images())
 
 
+ADVICE = {
+    "CLIPScore": "CLIPScore.from_pretrained('/model', processor='/processor')",
+    "PickScore": "hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    "HPSv2": "hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    "AestheticScore": "hf download openai/clip-vit-large-patch14",
+    "ImageReward": "hf download bert-base-uncased",
+    "VLMReward": "VLMReward.from_pretrained('/model')",
+}
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_missing_files_say_what_to_do(name, folders, tmp_path, monkeypatch):
     """Offline and in an empty folder."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     reward = KINDS[name][0](tmp_path)
-    with pytest.raises(OSError, match=rf"{name}: .* could not be read: [\s\S]*It needs .*hf download.*from_pretrained"):
+    with pytest.raises(OSError, match=rf"{name} could not be read from [\s\S]*It needs ") as caught:
         reward(images(), PROMPTS)
-    with pytest.raises(OSError, match="could not be read"):
+    assert ADVICE[name] in str(caught.value)
+    assert f"hf download {tmp_path}" not in str(caught.value)
+    with pytest.raises(OSError, match=r"could not be read[\s\S]*hf download nobody/nothing-at-all"):
         KINDS[name][0].from_pretrained("nobody/nothing-at-all")
+
+
+@pytest.mark.parametrize("name", ["CLIPScore", "PickScore", "HPSv2", "ImageReward"])
+def test_tokenizers_of_nothing_are_refused(name, folders, tmp_path, monkeypatch):
+    """transformers 5 makes them of folders without a vocabulary, and scores everything alike."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    bare = Path(shutil.copytree(folders[name], tmp_path / "bare"))
+    for file in ("vocab.json", "merges.txt", "vocab.txt"):
+        (bare / file).unlink(missing_ok=True)
+    with pytest.raises(OSError, match=f"{name} could not be read"):
+        KINDS[name][0].from_pretrained(bare)
+    option = "tokenizer" if name == "ImageReward" else "processor"
+    reward = KINDS[name][0].from_pretrained(bare, **{option: folders[name]})
+    assert torch.equal(reward(images(), PROMPTS), load(name, folders)(images(), PROMPTS))
+
+
+def test_checkpoints_of_another_kind_are_refused(folders, tmp_path):
+    """Nothing but tensors is read of a pickle, and no other model's."""
+    pickled, other, cut = (
+        Path(shutil.copytree(folders["HPSv2"], tmp_path / name)) for name in ("pickled", "other", "cut")
+    )
+    torch.save({"state_dict": {"visual": Path("/")}}, pickled / HPSv2.checkpoint)
+    shutil.copy(folders["ImageReward"] / "ImageReward.pt", other / HPSv2.checkpoint)
+    (cut / HPSv2.checkpoint).write_bytes((folders["HPSv2"] / HPSv2.checkpoint).read_bytes()[:1000])
+    for folder, message in ((pickled, "Weights only load failed|weights_only"), (other, "visual"), (cut, "")):
+        with pytest.raises(OSError, match=rf"HPSv2 could not be read[\s\S]*({message})"):
+            HPSv2.from_pretrained(folder)
 
 
 def test_default_checkpoints():
@@ -342,6 +459,8 @@ def test_default_checkpoints():
     assert HPSv2("adams-story/HPSv2-hf").processor == "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     assert CLIPScore("openai/clip-vit-base-patch32").processor == "openai/clip-vit-base-patch32"
     assert AestheticScore().clip == "openai/clip-vit-large-patch14"
+    assert ImageReward()._sources() == ["zai-org/ImageReward", "bert-base-uncased"]
+    assert CLIPScore(device="meta").device.type == "meta"
 
 
 def test_nothing_is_imported_before_it_is_needed():
@@ -379,6 +498,8 @@ def test_compositions():
     fitted = Standardize.fitted(red, given, PROMPTS)(given)
     assert (fitted.mean(), fitted.std()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, rel=1e-5))
     torch.testing.assert_close(Standardize(red, mean=1, std=2)(given), (r - 1) / 2)
+    assert Negate(PickScore()).reward_scale == 10
+    assert Standardize(PickScore(), mean=21, std=0.5).reward_scale == 5
     parts = Sum(red, Negate(blue), red).parts(given, PROMPTS)
     assert list(parts) == ["red", "Negate", "red 2"]
     torch.testing.assert_close(parts["Negate"], -b)
@@ -421,3 +542,17 @@ def test_rewards_of_pictures_and_arrays(takes):
     assert seen[0][0].size == ((6, 4) if takes == "pil" else 72)
     with pytest.raises(ValueError, match="takes: expected one of .*, got 'jax'"):
         as_reward(brightness, "jax")
+
+
+def test_rewards_of_videos_and_sound():
+    videos, seen = torch.rand(2, 5, 3, 4, 6, generator=tiny.seeded()), []
+    as_reward(lambda arrays, prompts: seen.append(arrays), "numpy")(videos, [])
+    assert torch.equal(torch.from_numpy(seen[0]), videos.movedim(2, -1))
+    as_reward(lambda films, prompts: seen.append(films))(videos, [])
+    assert [len(film) for film in seen[1]] == [5, 5]
+    np.testing.assert_allclose(np.asarray(seen[1][1][3]) / 255, videos[1, 3].movedim(0, -1), atol=0.51 / 255)
+    sound = torch.rand(2, 1, 32, generator=tiny.seeded())
+    as_reward(lambda arrays, prompts: seen.append(arrays), "numpy")(sound, [])
+    assert np.array_equal(seen[2], sound)
+    with pytest.raises(ValueError, match="there are no pictures of sound"):
+        as_reward(lambda films, prompts: None)(sound, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class AestheticScore(ModelReward):
     reward_scale = 5.0
     default = "trl-lib/ddpo-aesthetic-predictor"
     files = "aesthetic-model.pth, and of the CLIP config.json and model.safetensors"
+    offline = "AestheticScore.from_pretrained('/head', clip='/clip')"
     needs_prompts = False
 
     def __init__(
@@ -47,12 +49,16 @@ class AestheticScore(ModelReward):
     def _read(self) -> dict[str, nn.Module]:
         from transformers import CLIPModel
 
-        clip = CLIPModel.from_pretrained(self.clip)
-        head = linear_head(state_of(found(self.name, "aesthetic-model.pth")))
+        clip: Any = CLIPModel.from_pretrained(self.clip)
+        clip = clip.to(self.dtype)
+        head = linear_head(state_of(found(self.name, "aesthetic-model.pth"))).to(self.exact)
         return {"vision": clip.vision_model, "projection": clip.visual_projection, "head": head}
+
+    def _sources(self) -> list[str]:
+        return list(dict.fromkeys([self.name, self.clip]))
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         vision, projection, head = map(self._network, ("vision", "projection", "head"))
         pixels = normalised(cropped(images, vision.config.image_size), CLIP_MEAN, CLIP_STD)
         embeds = projection(vision(pixel_values=pixels.to(self.dtype)).pooler_output)
-        return head(normalize(embeds, dim=-1)).squeeze(-1)
+        return head(normalize(embeds.to(self.exact), dim=-1)).squeeze(-1)

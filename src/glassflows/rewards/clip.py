@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from .images import CLIP_MEAN, CLIP_STD, cropped, normalised, padded
-from .model import ModelReward, found, state_of
+from .model import ModelReward, found, state_of, with_words
 from .open_clip import clip_from_open_clip
 
 _LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -34,7 +35,8 @@ class CLIPScore(ModelReward):
     reward_scale = 1.0
     default = "openai/clip-vit-large-patch14"
     default_processor: ClassVar[str | None] = None  # of models that come without
-    files = "config.json, model.safetensors, preprocessor_config.json, tokenizer.json"
+    files = "config.json, model.safetensors, and of its processor preprocessor_config.json and tokenizer.json"
+    offline = "CLIPScore.from_pretrained('/model', processor='/processor')"
 
     def __init__(
         self,
@@ -45,8 +47,8 @@ class CLIPScore(ModelReward):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(model, device=device, dtype=dtype)
-        own = self.name if Path(self.name).is_dir() else self.default_processor or self.name
-        self.processor = str(processor or own)
+        has_own = self.default_processor is None or any(Path(self.name).glob("tokenizer*.json"))
+        self.processor = str(processor or (self.name if has_own else self.default_processor))
         self.tokenizer: Any = None
 
     def _read(self) -> dict[str, nn.Module]:
@@ -55,8 +57,18 @@ class CLIPScore(ModelReward):
 
         pixels, _ = ImageProcessingMixin.get_image_processor_dict(self.processor)
         self.mean, self.std = pixels["image_mean"], pixels["image_std"]
-        self.tokenizer = AutoTokenizer.from_pretrained(self.processor)
-        return {"clip": CLIPModel.from_pretrained(self.name)}
+        self.tokenizer = with_words(AutoTokenizer.from_pretrained(self.processor), self.processor)
+        return self._cast(CLIPModel.from_pretrained(self.name))
+
+    def _sources(self) -> list[str]:
+        return list(dict.fromkeys([self.name, self.processor]))
+
+    def _cast(self, clip: Any) -> dict[str, nn.Module]:
+        """Return a model in its dtype, but for the logit scale: of what bfloat16 makes of 4.6052 exp is 99, not 100."""
+        scale = clip.logit_scale.data.to(self.exact)
+        clip = clip.to(self.dtype)
+        clip.logit_scale.data = scale
+        return {"clip": clip}
 
     def _pixels(self, images: Tensor) -> Tensor:
         """Resize the shorter side, crop the centre square, normalise."""
@@ -70,9 +82,9 @@ class CLIPScore(ModelReward):
         unique = list(dict.fromkeys(texts))
         clip = self._network("clip")
         tokens = self._tokens(self.tokenizer, unique, clip.config.text_config.max_position_embeddings)
-        out = clip(pixel_values=self._pixels(images).to(self.dtype), **tokens)  # its embeddings have length 1
+        out = clip(pixel_values=self._pixels(images).to(self.dtype), **tokens)
         rows = torch.tensor([unique.index(text) for text in texts], device=self.device)
-        return (out.image_embeds * out.text_embeds[rows]).sum(-1)
+        return cosine_similarity(out.image_embeds.to(self.exact), out.text_embeds[rows].to(self.exact))
 
 
 class PickScore(CLIPScore):
@@ -83,8 +95,8 @@ class PickScore(CLIPScore):
 
     Args:
         model: Name or folder; yuvalkirstain/PickScore_v1 by default.
-        processor: Name or folder of its tokenizer and image processor; None for that in the folder, or, of a model on
-            the Hub, laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+        processor: Name or folder of its tokenizer and image processor; None for that in the folder, if there is
+            one, else laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
         device: Where it runs; None for the accelerator, if there is one.
         dtype: Its floating point type.
 
@@ -95,6 +107,7 @@ class PickScore(CLIPScore):
     reward_scale = 10.0
     default = "yuvalkirstain/PickScore_v1"
     default_processor = _LAION
+    offline = "PickScore.from_pretrained('/model', processor='/processor')"
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         return self._network("clip").logit_scale.exp() * self._cosine(images, texts)
@@ -109,7 +122,7 @@ class HPSv2(CLIPScore):
     Args:
         model: Name, folder or file; xswu/HPSv2 by default, which is version 2.1, a checkpoint of open_clip. Version 2.0
             is adams-story/HPSv2-hf.
-        processor: Name or folder of its tokenizer; None for that in the folder, or, of a model on the Hub or a file,
+        processor: Name or folder of its tokenizer; None for that in the folder, if there is one, else
             laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
         device: Where it runs; None for the accelerator, if there is one.
         dtype: Its floating point type.
@@ -121,17 +134,18 @@ class HPSv2(CLIPScore):
     reward_scale = 250.0
     default = "xswu/HPSv2"
     default_processor = _LAION
+    offline = "HPSv2.from_pretrained('/model', processor='/tokenizer')"
     checkpoint: ClassVar[str] = "HPS_v2.1_compressed.pt"
-    files = f"{checkpoint}, or config.json and model.safetensors, and tokenizer.json"
+    files = f"{checkpoint}, or config.json and model.safetensors, and tokenizer.json of its processor"
 
     def _read(self) -> dict[str, nn.Module]:
         from transformers import AutoTokenizer, CLIPModel
 
-        self.tokenizer = AutoTokenizer.from_pretrained(self.processor)
+        self.tokenizer = with_words(AutoTokenizer.from_pretrained(self.processor), self.processor)
         path = Path(self.name)
         if self.name == self.default or path.is_file() or (path / self.checkpoint).is_file():
-            return {"clip": clip_from_open_clip(state_of(found(self.name, self.checkpoint)))}
-        return {"clip": CLIPModel.from_pretrained(self.name)}
+            return self._cast(clip_from_open_clip(state_of(found(self.name, self.checkpoint))))
+        return self._cast(CLIPModel.from_pretrained(self.name))
 
     def _pixels(self, images: Tensor) -> Tensor:
         return normalised(padded(images, self._network("clip").config.vision_config.image_size), CLIP_MEAN, CLIP_STD)

@@ -44,7 +44,7 @@ class _Composed:
 
 
 class Sum(_Composed):
-    """Σ w_i r_i.
+    """Σ w_i r_i. Its `reward_scale` is that of any function, 1: give the steerer one, or standardise and weigh.
 
     Args:
         rewards: Rewards, each a callable of images and prompts.
@@ -106,6 +106,7 @@ class Standardize(_Composed):
         if not std > 0:
             raise ValueError(f"std: expected a positive number, got {std}: the reward must tell images apart")
         self.mean, self.std = float(mean), float(std)
+        self.reward_scale = getattr(reward, "reward_scale", 1.0) * self.std  # so that λ r scatters as before
 
     @classmethod
     def fitted(cls, reward: Reward, images: Images, prompts: Sequence[str | None] | None = None) -> Standardize:
@@ -118,7 +119,7 @@ class Standardize(_Composed):
 
 
 class Negate(_Composed):
-    """−r.
+    """−r, of the same `reward_scale`.
 
     Args:
         reward: A callable of images and prompts.
@@ -126,6 +127,7 @@ class Negate(_Composed):
 
     def __init__(self, reward: Reward) -> None:
         super().__init__(reward)
+        self.reward_scale = getattr(reward, "reward_scale", 1.0)
 
     def _joined(self, scores: list[Tensor]) -> Tensor:
         return -scores[0]

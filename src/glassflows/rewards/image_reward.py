@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .images import CLIP_MEAN, CLIP_STD, cropped, normalised
-from .model import ModelReward, found, linear_head, num_layers, state_of, under
+from .model import ModelReward, found, linear_head, num_layers, state_of, under, with_words
 
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the scores in training
 _VISION_HEADS, _TEXT_HEADS = 16, 12  # of BLIP large; the shapes tell everything else
@@ -42,6 +42,7 @@ class ImageReward(ModelReward):
     reward_scale = 10.0
     default = "zai-org/ImageReward"
     files = "ImageReward.pt, and vocab.txt of bert-base-uncased"
+    offline = "ImageReward.from_pretrained('/model', tokenizer='/bert')"
 
     def __init__(
         self,
@@ -60,12 +61,15 @@ class ImageReward(ModelReward):
         from transformers import BertTokenizer
 
         state = state_of(found(self.name, "ImageReward.pt"))
-        self.tokenizer = BertTokenizer.from_pretrained(self._tokenizer_name)
+        self.tokenizer = with_words(BertTokenizer.from_pretrained(self._tokenizer_name), self._tokenizer_name)
         return {
-            "vision": blip_vision(under(state, "blip.visual_encoder.")),
-            "text": blip_text(under(state, "blip.text_encoder.")),
-            "head": linear_head(under(state, "mlp.")),
+            "vision": blip_vision(under(state, "blip.visual_encoder.")).to(self.dtype),
+            "text": blip_text(under(state, "blip.text_encoder.")).to(self.dtype),
+            "head": linear_head(under(state, "mlp.")).to(self.exact),
         }
+
+    def _sources(self) -> list[str]:
+        return list(dict.fromkeys([self.name, self._tokenizer_name]))
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         vision, text, head = map(self._network, ("vision", "text", "head"))
@@ -74,7 +78,7 @@ class ImageReward(ModelReward):
         everywhere = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
         tokens = self._tokens(self.tokenizer, texts, 35)
         read = text(**tokens, encoder_hidden_states=seen, encoder_attention_mask=everywhere).last_hidden_state
-        return (head(read[:, 0]).squeeze(-1) - _MEAN) / _STD
+        return (head(read[:, 0].to(self.exact)).squeeze(-1) - _MEAN) / _STD
 
 
 def blip_vision(state: dict[str, Tensor]) -> nn.Module:

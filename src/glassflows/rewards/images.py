@@ -38,7 +38,9 @@ def as_tensors(images: Images) -> list[Tensor]:
 
 def _checked(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images: expected shape (N, 3, H, W), got {tuple(images.shape)}: put the channels second")
+        raise ValueError(
+            f"images: expected shape (N, 3, H, W), got {tuple(images.shape)}: put the channels second, after the images"
+        )
     if not images.is_floating_point():
         raise ValueError(f"images: expected floats in [0, 1], got {images.dtype}: divide by 255")
     if not len(images):
@@ -60,9 +62,10 @@ def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
 
 def resized(images: Tensor, height: int, width: int) -> Tensor:
     """Return images of another size, by bicubic interpolation with antialiasing, as PIL does but for rounding."""
-    if images.shape[-2:] == (height, width):
-        return images
-    return interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    for size in ((images.shape[-2], width), (height, width)):  # PIL's two passes, each of which ends in [0, 1]
+        if images.shape[-2:] != size:
+            images = interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return images
 
 
 def cropped(images: Tensor, size: int, rounded: Callable[[float], int] = math.floor) -> Tensor:

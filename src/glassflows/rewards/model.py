@@ -6,10 +6,12 @@ import warnings
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from .images import Images, as_tensors
 
@@ -27,7 +29,8 @@ class ModelReward:
 
     reward_scale: float = 1.0  # that of a steerer that is given none
     default: ClassVar[str] = ""
-    files: ClassVar[str] = "config.json, model.safetensors"
+    files: ClassVar[str] = "config.json, model.safetensors"  # that it is read from
+    offline: ClassVar[str] = ""  # how to name folders for them
     needs_prompts: bool = True
 
     def __init__(
@@ -39,7 +42,7 @@ class ModelReward:
     ) -> None:
         self.name = str(model or self.default)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        self.device = torch.device(device or accelerator or "cpu")
+        self.device = torch.device((accelerator or "cpu") if device is None else device)
         self.dtype = dtype
         self.networks: nn.ModuleDict | None = None
         self._warned = False
@@ -52,7 +55,7 @@ class ModelReward:
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         **options: Any,
-    ) -> Any:
+    ) -> Self:
         """Return the reward with its model read at once.
 
         Args:
@@ -62,30 +65,32 @@ class ModelReward:
             options: Those of the class.
 
         Raises:
-            OSError: if the files are not found.
+            OSError: if the files are not found, or are no such model's.
         """
         return cls(name_or_path, device=device, dtype=dtype, **options).load()
 
-    def load(self) -> Any:
+    def load(self) -> Self:
         """Read the model, unless it has been; return the reward itself."""
         if self.networks is None:
             try:
                 networks = nn.ModuleDict(self._read())
-            except (OSError, ValueError) as error:  # transformers raises either for a folder without its files
-                kind = type(self).__name__
+            except (OSError, ValueError, ImportError, LookupError, RuntimeError, EOFError, UnpicklingError) as error:
+                kind, remote = type(self).__name__, [name for name in self._sources() if not Path(name).exists()]
+                download = "".join(f"\nWhere there is a network: hf download {name}" for name in remote)
                 raise OSError(
-                    f"{kind}: {self.name} could not be read: {error}\nIt needs {self.files}. Where there is a network: "
-                    f"hf download {self.name}; elsewhere name the folder that holds them: "
-                    f"{kind}.from_pretrained('/folder')"
+                    f"{kind} could not be read from {', '.join(self._sources())}: {error}\nIt needs {self.files}."
+                    f"{download}\nElsewhere name the folders that hold them: {self.offline}"
                 ) from error
-            self.networks = networks.to(self.device, self.dtype).eval().requires_grad_(False)
+            self.networks = networks.to(self.device).eval().requires_grad_(False)
         return self
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
-        """Move the model, now or when it is read; return the reward itself."""
-        self.device, self.dtype = torch.device(device or self.device), dtype or self.dtype
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the model, now or when it is read; return the reward itself. For another dtype it is read anew."""
+        if dtype not in (None, self.dtype):
+            self.networks, self.dtype = None, dtype
+        self.device = self.device if device is None else torch.device(device)
         if self.networks is not None:
-            self.networks.to(self.device, self.dtype)
+            self.networks.to(self.device)
         return self
 
     def __call__(self, images: Images | Tensor, prompts: Sequence[str | None] | str | None = None) -> Tensor:
@@ -104,18 +109,21 @@ class ModelReward:
             OSError: if the model's files are not found.
         """
         if isinstance(images, Tensor) and images.ndim == 5:
-            frames = images.shape[1]
-            repeated = None if prompts is None else [one for one in _listed(prompts) for _ in range(frames)]
+            frames, texts = images.shape[1], self._checked(prompts, len(images))
+            repeated = [one for one in texts for _ in range(frames)]
             return self(images.flatten(0, 1), repeated).unflatten(0, (-1, frames)).mean(1)
         parts = as_tensors(images)
         texts = self._checked(prompts, sum(len(part) for part in parts))
         self.load()
-        exact = torch.promote_types(self.dtype, torch.float32)  # what is done to images is not done in half precision
         scores, rest = [], iter(texts)
         for part in parts:
-            some = list(islice(rest, len(part)))
-            scores.append(self._scores(part.to(self.device, exact), some).to(exact))
+            scores.append(self._scores(part.to(self.device, self.exact), list(islice(rest, len(part)))))
         return torch.cat(scores)
+
+    @property
+    def exact(self) -> torch.dtype:
+        """The dtype of all but the networks: what is done to images and to embeddings is not done in half precision."""
+        return torch.promote_types(self.dtype, torch.float32)
 
     def _checked(self, prompts: Sequence[str | None] | str | None, number: int) -> list[str]:
         if not self.needs_prompts:
@@ -149,17 +157,32 @@ class ModelReward:
         assert self.networks is not None  # it is called when they have been read
         return self.networks[name]
 
+    def _sources(self) -> list[str]:
+        """Return the names, folders and files that it is read from."""
+        return [self.name]
+
     def _read(self) -> dict[str, nn.Module]:
-        """Read the model's networks."""
+        """Read the model's networks in its dtype, heads in `exact`."""
         raise NotImplementedError
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
-        """Return the scores, shape (n,), of images (n, 3, H, W) on the model's device, float32 or float64."""
+        """Return the scores, shape (n,), in `exact`, of images (n, 3, H, W) on the model's device."""
         raise NotImplementedError
 
 
 def _listed(prompts: Sequence[str | None] | str | None) -> list[str | None]:
     return [prompts] if prompts is None or isinstance(prompts, str) else list(prompts)
+
+
+def with_words(tokenizer: Any, name: str) -> Any:
+    """Return a tokenizer that has a vocabulary; transformers 5 makes one of nothing where the files are missing.
+
+    Raises:
+        OSError: if it has none.
+    """
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        raise OSError(f"{name} has no vocabulary (tokenizer.json, or vocab.json and merges.txt, or vocab.txt)")
+    return tokenizer
 
 
 def found(name: str, file: str) -> Path:

@@ -33,7 +33,6 @@ def clip_from_open_clip(state: dict[str, Tensor]) -> nn.Module:
     """
     from transformers import CLIPConfig, CLIPModel
 
-    state = {name: value for name, value in state.items() if name != "attn_mask"}
     patches, vision_width = state["visual.positional_embedding"].shape
     patch_size = state["visual.conv1.weight"].shape[-1]
     vocab_size, text_width = state["token_embedding.weight"].shape

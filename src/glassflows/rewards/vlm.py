@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from packaging.version import Version
 from torch import Tensor, nn
 
-from .model import ModelReward
+from .model import ModelReward, with_words
 
 QUESTION = 'Does this image show "{prompt}"? Answer Yes or No.'
 
@@ -17,17 +19,19 @@ QUESTION = 'Does this image show "{prompt}"? Answer Yes or No.'
 class VLMReward(ModelReward):
     """P(the answer begins with "Yes" | image, question): how likely a vision-language model says so.
 
-    From 0 to 1. `reward_scale` is 10. Its processor works on pictures, so it has no gradient in the images.
+    From 0 to 1. `reward_scale` is 10. Its processor works on pictures, so it has no gradient in the images. The
+    question is put in the words of the model's chat template; without one, after its image token.
 
     Args:
         model: Name or folder of a vision-language model of transformers, with its processor.
         question: What it is asked; {prompt} stands for the prompt.
-        answer: The answer whose first token is weighed, against every other one of the vocabulary.
+        answer: The answer whose first token is weighed, against every other one of the vocabulary; where a space may
+            stand before it or not, both count.
         device: Where it runs; None for the accelerator, if there is one.
         dtype: Its floating point type.
 
     Raises:
-        ValueError: if images require a gradient.
+        ValueError: if images require a gradient, or no token begins the answer.
 
     Reference:
         Lin et al., arXiv:2404.01291 (VQAScore).
@@ -35,6 +39,7 @@ class VLMReward(ModelReward):
 
     reward_scale = 10.0
     files = "config.json, model.safetensors, and the files of its processor"
+    offline = "VLMReward.from_pretrained('/model')"
 
     def __init__(
         self,
@@ -50,35 +55,77 @@ class VLMReward(ModelReward):
         self.answer = answer
         self.needs_prompts = "{prompt}" in question
         self.processor: Any = None
+        self.language: Any = None  # configuration of the language model
 
     def _read(self) -> dict[str, nn.Module]:
+        import transformers
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.processor = AutoProcessor.from_pretrained(self.name)
-        self.processor.tokenizer.padding_side = "left"  # the next token is then the last one of every row
-        return {"vlm": AutoModelForImageTextToText.from_pretrained(self.name)}
+        tokenizer = with_words(self.processor.tokenizer, self.name)
+        named = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+        # read in its dtype, not cast: what a model keeps in float32, rotary frequencies above all, stays so
+        vlm = AutoModelForImageTextToText.from_pretrained(self.name, **{named: self.dtype})
+        self.language = getattr(vlm.config, "text_config", vlm.config)
+        # on the left, so that the next token is the last one of every row; an encoder's positions stay as they are
+        tokenizer.padding_side = "right" if self.language.is_encoder_decoder else "left"
+        return {"vlm": vlm}
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         if images.requires_grad:
             raise ValueError("images require a gradient; VLMReward has none: detach them")
         pictures = VaeImageProcessor.numpy_to_pil(images.float().cpu().movedim(1, -1).numpy())
         asked = [self._asked(text) for text in texts or [""] * len(pictures)]
-        batch = self.processor(text=asked, images=[[one] for one in pictures], padding=True, return_tensors="pt")
+        bos = self.processor.tokenizer.bos_token
+        written = {"add_special_tokens": False} if bos and asked[0].startswith(bos) else {}  # by the template
+        batch = self.processor(
+            text=asked, images=[[one] for one in pictures], padding=True, return_tensors="pt", **written
+        )
         inputs = {
             name: value.to(self.device, self.dtype if value.is_floating_point() else None)
             for name, value in batch.items()
-            if isinstance(value, Tensor)
+            if isinstance(value, Tensor) and name != "labels"  # PaliGemma's
         }
-        logits = self._network("vlm")(**inputs).logits[:, -1]
-        return logits.softmax(-1, dtype=torch.promote_types(self.dtype, torch.float32))[:, self._first_token()]
+        vlm = self._network("vlm")
+        if self.language.is_encoder_decoder:  # BLIP-2 with T5: the answer has a text of its own
+            start = getattr(self.language, "decoder_start_token_id", None)
+            start = self.language.pad_token_id if start is None else start
+            inputs["decoder_input_ids"] = torch.full((len(pictures), 1), start, device=self.device)
+            asked = [""]
+        named = inspect.signature(vlm.forward).parameters
+        inputs |= {"logits_to_keep": 1} if "logits_to_keep" in named else {}
+        logits = vlm(**inputs, use_cache=False).logits[:, -1].to(self.exact)
+        return logits.softmax(-1)[:, self._first_tokens(asked[0])].sum(-1)
 
     def _asked(self, text: str) -> str:
         """Return the question about an image in the words of the model's chat template."""
-        content = [{"type": "image"}, {"type": "text", "text": self.question.replace("{prompt}", text)}]
-        if getattr(self.processor, "chat_template", None) is None:
-            token = getattr(self.processor, "image_token", None) or "<image>"
-            return f"{token}\n{content[1]['text']}"
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        question = self.question.replace("{prompt}", text)
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        if getattr(self.processor, "chat_template", None) is not None:
+            return self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+        if getattr(self.processor, "num_query_tokens", None) is not None:
+            return question  # BLIP-2's processor puts the image first by itself
+        return f"{getattr(self.processor, 'image_token', None) or '<image>'}\n{question}"
 
-    def _first_token(self) -> int:
-        return self.processor.tokenizer(self.answer, add_special_tokens=False)["input_ids"][0]
+    def _first_tokens(self, asked: str) -> list[int]:
+        """Return the tokens with which the answer may go on after the question, with and without a space.
+
+        Raises:
+            ValueError: if the vocabulary has none for it.
+        """
+        tokenizer = self.processor.tokenizer
+
+        def ids(text: str) -> list[int]:
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        before, found = ids(asked), set()
+        for answer in (self.answer, f" {self.answer}"):
+            after = ids(asked + answer)
+            if after[: len(before)] == before and len(after) > len(before):
+                found.add(after[len(before)])
+        found -= {tokenizer.unk_token_id}
+        if not found:
+            raise ValueError(f"answer: {self.name} has no token with which {self.answer!r} begins: name another answer")
+        return sorted(found)
