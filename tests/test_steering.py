@@ -660,8 +660,8 @@ def test_an_image_for_each_prompt_of_every_kind(make, kind, monkeypatch):
 
 
 def test_as_many_images_as_prompts_or_one():
-    pipe, image = tiny.sd_img2img(), torch.rand(3, 3, 16, 24, generator=tiny.seeded())
-    with pytest.raises(ValueError, match="image: expected one, or one for each prompt, 2, got 3"):
+    pipe, image = tiny.sd_img2img(), torch.rand(4, 3, 16, 24, generator=tiny.seeded())
+    with pytest.raises(ValueError, match="image: expected one, or one for each prompt, 2, got 4"):
         FeynmanKacSteerer(pipe, brightness, 2)(["a cat", "a dog"], image=image, strength=0.5, **call(pipe))
 
 
@@ -736,6 +736,8 @@ def test_the_recipe_holds_what_was_asked_for():
     recipe = json.loads(json.dumps(out.recipe))
     assert recipe["steerer"] | {"potential": "max", "resampling": "ssp", "reward_scale": 3.5} == recipe["steerer"]
     assert recipe["call"]["num_images_per_prompt"] == 2
+    fresh = steerer(["a cat", "a dog"], generator=[tiny.seeded(1), tiny.seeded(2)], **call(pipe)).recipe
+    assert fresh["call"]["generator"] == [{"seed": 1, "device": "cpu"}, {"seed": 2, "device": "cpu"}]
     assert recipe["call"]["joint_attention_kwargs"] == {"scale": 1}
     np.testing.assert_allclose(recipe["call"]["sigmas"], given["sigmas"])
     FeynmanKacSteerer(pipe, brightness, **{k: v for k, v in recipe["steerer"].items() if k != "options"})

@@ -19,7 +19,10 @@ _IGNORE_COUNT = (  # they set it to 1 themselves, or do with it what they do wit
     "AllegroPipeline", "AnimateDiff", "AudioLDM2Pipeline", "CogVideoX", "ConsisIDPipeline", "WanVideoToVideoPipeline",
 )  # fmt: skip
 _IMAGES = ("image", "mask_image", "control_image", "control_mask", "image_latents", "masked_image_latents")
-_REFERENCES = ("BriaFiboEditPipeline", "Flux2", "QwenImageEditPlusPipeline")  # `image` lists references for all prompts
+_REFERENCES = (  # `image` lists references for all prompts
+    "BriaFibo2Pipeline", "BriaFiboEditPipeline", "Flux2", "GlmImagePipeline", "QwenImage21Pipeline",
+    "QwenImageEditPlusPipeline", "ZImageOmniPipeline",
+)  # fmt: skip
 _COUNT_EMBEDDINGS = ("QwenImageEditPlusPipeline",)  # they take no more rows than one, but make the rows themselves
 _REASONS = {
     "it runs its scheduler chunk by chunk and keeps a history of each row": (
@@ -79,7 +82,7 @@ def arranged(pipe: Any, given: Mapping[str, Any], number: int) -> tuple[dict[str
         The arguments of the call, and the prompt of each sample, None where only embeddings were given.
 
     Raises:
-        ValueError: if there are several images, but not one for each prompt.
+        ValueError: if there are as many images as samples. Any other number that is wrong is the pipeline's to refuse.
     """
     parameters = inspect.signature(type(pipe).__call__).parameters
     prompt = given.get("prompt")
@@ -101,7 +104,7 @@ def arranged(pipe: Any, given: Mapping[str, Any], number: int) -> tuple[dict[str
         arguments = {
             name: _repeated(name, value, groups, number) if name in repeated else value for name, value in given.items()
         }
-    if images.get("image") not in (None, 1, groups):
+    if number > 1 and images.get("image") == groups * number:  # the particles of a prompt would start from several
         raise ValueError(f"image: expected one, or one for each prompt, {groups}, got {images['image']}")
     if "prompt" in parameters and parameters["prompt"].default is inspect.Parameter.empty:
         arguments.setdefault("prompt", None)

@@ -49,6 +49,7 @@ class Population:
         self.device = torch.device("cpu")  # of the latents
         self.copies = 0  # of the particles among the rows
         self.rows: list[Tensor | None] = []  # that went on, at each transition
+        self.judged = False  # whether the scale has been held against rewards that differ
         self.ledger = Ledger()
         self.bar: Any = None
 
@@ -214,9 +215,10 @@ class Population:
         return scaled
 
     def _warn_if_flat(self, rewards: Tensor, scale: Tensor) -> None:
-        """Say once, at the first scoring, that the scale hardly tells particles apart, and which would."""
-        if self.scored or self.steerer.reward_scale == "auto" or not (scale * rewards).diff().any():
+        """Say at the first scoring whose rewards differ, if so, that the scale hardly tells particles apart."""
+        if self.judged or isinstance(self.steerer.reward_scale, str) or not (scale * rewards).diff().any():
             return
+        self.judged = True
         weights = rewards.shape[1] * normalise(scale * rewards).exp()
         furthest = float((weights - 1).abs().max())
         if furthest < 0.02:

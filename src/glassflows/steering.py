@@ -134,8 +134,8 @@ class FeynmanKacSteerer:
 
         Raises:
             ValueError: if `output_type` or `select` is unknown, more images are wanted than there are particles, the
-                pipeline cannot be steered, images are not one for each prompt, or the reward does not return one finite
-                score per particle.
+                pipeline cannot be steered, there are as many images as particles, or the reward does not return one
+                finite score per particle.
 
         After any exception the pipeline is as it was before.
         """
@@ -151,17 +151,17 @@ class FeynmanKacSteerer:
             raise ValueError(f"num_images_per_prompt: expected 1 to num_particles={self.num_particles}, got {number}")
         check_steerable(self.pipe)
         given = kwargs if prompt is None else {"prompt": prompt, **kwargs}
+        scheduler = self._scheduler()
+        asked = {"output_type": output_type, "select": select, "num_images_per_prompt": number}
+        recipe = self._recipe(scheduler, given | asked)  # before anything is drawn
         arguments, prompts = arranged(self.pipe, given, self.num_particles)
         if "generator" in kwargs:
             arguments["generator"] = _per_particle(kwargs["generator"], len(prompts), self.num_particles)
 
-        scheduler = self._scheduler()
         with settled_sizes(self.pipe) as sizes:
             decode = self.decode or decoder(PipelineCall(self.pipe, given, sizes))
             run = Population(self, scheduler, prompts, decode if callable(decode) else _as_they_are)
             scheduler.on_transition = run
-            asked = {"output_type": output_type, "select": select, "num_images_per_prompt": number}
-            recipe = self._recipe(scheduler, given | asked)
             drawn = "latent" if output_type == "latent" else "np"  # floats; the reward sees no rounding
             with run.ledger.timing("total"):
                 outputs = self._drawn(scheduler, run, arguments | {"output_type": drawn})
