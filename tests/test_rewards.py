@@ -294,6 +294,11 @@ def test_scores_do_not_depend_on_the_batch_or_the_kind_of_image(name, folders):
     assert whole.shape == (3,)
     single = torch.cat([reward(image[None], [prompt]) for image, prompt in zip(images(), PROMPTS, strict=True)])
     torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-5)
+    seen, networks = [], next(iter(reward.networks.values()))
+    networks.register_forward_pre_hook(lambda module, args: seen.append(1))
+    reward.batch_size = 2
+    torch.testing.assert_close(reward(images(), PROMPTS), whole, rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2
     pictures = [Image.fromarray((image * 255).byte().movedim(0, -1).numpy()) for image in images()]
     torch.testing.assert_close(reward(pictures, PROMPTS), whole, rtol=1e-4, atol=1e-5)
     other = Image.new("RGBA", (17, 40), (200, 30, 30, 255))

@@ -32,6 +32,7 @@ class ModelReward:
     files: ClassVar[str] = "config.json, model.safetensors"  # that it is read from
     offline: ClassVar[str] = ""  # how to name folders for them
     needs_prompts: bool = True
+    batch_size: int = 64  # images that the networks see at a time; a video has as many as frames
 
     def __init__(
         self,
@@ -112,13 +113,13 @@ class ModelReward:
             frames, texts = images.shape[1], self._checked(prompts, len(images))
             repeated = [one for one in texts for _ in range(frames)]
             return self(images.flatten(0, 1), repeated).unflatten(0, (-1, frames)).mean(1)
-        parts = as_tensors(images)
-        texts = self._checked(prompts, sum(len(part) for part in parts))
+        tensors = as_tensors(images)
+        texts = iter(self._checked(prompts, sum(len(tensor) for tensor in tensors)))
         self.load()
-        scores, rest = [], iter(texts)
-        for part in parts:
-            scores.append(self._scores(part.to(self.device, self.exact), list(islice(rest, len(part)))))
-        return torch.cat(scores)
+        parts = [part for tensor in tensors for part in tensor.split(self.batch_size)]
+        return torch.cat([
+            self._scores(part.to(self.device, self.exact), list(islice(texts, len(part)))) for part in parts
+        ])  # fmt: skip
 
     @property
     def exact(self) -> torch.dtype:
