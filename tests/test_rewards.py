@@ -202,6 +202,8 @@ def test_vlm_reward_is_the_probability_of_yes(folders):
     for answer in ("Definitely", ""):
         with pytest.raises(ValueError, match=f"has no token with which '{answer}' begins"):
             load("VLMReward", folders, answer=answer)(images(), PROMPTS)
+    with pytest.raises(ValueError, match="prompts: <image> stands for an image"):
+        reward(images(), ["an <image> of a circle", *PROMPTS[1:]])
     with pytest.raises(ValueError, match="VLMReward has none: detach them"):
         reward(images().requires_grad_(), PROMPTS)
 

@@ -31,7 +31,8 @@ class VLMReward(ModelReward):
         dtype: Its floating point type.
 
     Raises:
-        ValueError: if images require a gradient, or no token begins the answer.
+        ValueError: if images require a gradient, a prompt contains the model's image token, or no token begins the
+            answer.
 
     Reference:
         Lin et al., arXiv:2404.01291 (VQAScore).
@@ -74,6 +75,9 @@ class VLMReward(ModelReward):
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         if images.requires_grad:
             raise ValueError("images require a gradient; VLMReward has none: detach them")
+        token = str(getattr(self.processor, "image_token", None) or "")
+        if token and any(token in text for text in texts):
+            raise ValueError(f"prompts: {token} stands for an image to {self.name}: leave it out of the prompts")
         pictures = VaeImageProcessor.numpy_to_pil(images.float().cpu().movedim(1, -1).numpy())
         asked = [self._asked(text) for text in texts or [""] * len(pictures)]
         bos = self.processor.tokenizer.bos_token
