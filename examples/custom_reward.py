@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--url", help="of a service that scores images; without it redness steers")
     args = parser.parse_args()
     reward = HTTPReward(args.url) if args.url else redness
-    pipe, call = load_pipeline(), dict[str, Any](CALL, num_inference_steps=20)
+    pipe, call = load_pipeline(), {"num_inference_steps": 20, **CALL}
     for name, threshold in (("best of 8", 0.0), ("steered", 0.5)):
         steerer = FeynmanKacSteerer(pipe, reward, num_particles=8, reward_scale=100, ess_threshold=threshold)
         out = steerer("a red circle left of a blue square", generator=torch.Generator().manual_seed(0), **call)

@@ -7,7 +7,7 @@ import matplotlib
 import torch
 
 from glassflows import FeynmanKacSteerer
-from scenes import load_pipeline, load_reward
+from scenes import CALL, load_pipeline, load_reward
 
 matplotlib.use("Agg")
 
@@ -20,9 +20,7 @@ def main(path: Path = Path("genealogy.png")) -> None:
         "a red circle left of a blue square",
         num_inference_steps=20,
         generator=torch.Generator().manual_seed(1),
-        height=32,
-        width=32,
-        max_sequence_length=12,
+        **CALL,
     )
     out.plot().savefig(path, dpi=110)
     print(f"{out.ledger}\nwrote {path}")

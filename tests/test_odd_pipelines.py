@@ -291,7 +291,7 @@ def test_images_without_prompts_are_groups(name):
         else [Image.new("RGB", image.size, (int(255 * value),) * 3) for value in values]
     )
     for other in others:
-        steerer = FeynmanKacSteerer(case.build(), second_of_each, 3, num_transitions=2)
+        steerer = FeynmanKacSteerer(case.build(), indifferent, 3, num_transitions=2)
         both = torch.cat([one, other]) if is_tensor else [one, other]
         out = steerer(image=both, generator=tiny.seeded(), **call)
         assert out.rewards.shape == (2, 3)
@@ -300,7 +300,7 @@ def test_images_without_prompts_are_groups(name):
     assert np.abs(outputs[0][3:] - outputs[1][3:]).max() > 1e-4
 
 
-def second_of_each(samples, prompts):
+def indifferent(samples, prompts):
     return torch.zeros(len(samples))
 
 
@@ -317,9 +317,7 @@ def test_reference_images_are_for_all_prompts(prompts, references):
         lambda module, args, kwargs: seen.append(kwargs["hidden_states"].shape), with_kwargs=True
     )
     pipe(num_inference_steps=2, generator=tiny.seeded(), **call)
-    FeynmanKacSteerer(pipe, second_of_each, 3, num_transitions=2)(
-        num_inference_steps=2, generator=tiny.seeded(), **call
-    )
+    FeynmanKacSteerer(pipe, indifferent, 3, num_transitions=2)(num_inference_steps=2, generator=tiny.seeded(), **call)
     assert seen[0][1:] == seen[-1][1:]
     assert (len(seen[0]), seen[-1][0]) == (3, 3 * prompts)
 

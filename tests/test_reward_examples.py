@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -39,10 +40,11 @@ class Service(BaseHTTPRequestHandler):
         pictures = [Image.open(io.BytesIO(base64.b64decode(one))) for one in body["images"]]
         assert len(body["prompts"]) == len(pictures)
         answer = json.dumps({"scores": [float(np.asarray(picture).mean()) for picture in pictures]}).encode()
-        self.send_response(503 if failed else 200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
+        with suppress(BrokenPipeError):  # where nobody waits any more
+            self.send_response(503 if failed else 200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
 
     def log_message(self, *args):
         pass

@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import CLIPModel
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests")]
 
 from glassflows.flow.sample import Denoiser  # noqa: E402
-from glassflows.rewards.images import CLIP_MEAN, CLIP_STD, normalised  # noqa: E402
+from glassflows.rewards.images import normalised  # noqa: E402
 from oracles import GaussianMixture, reference  # noqa: E402
-from scenes import CALL, CLIP, load_pipeline, load_reward  # noqa: E402
+from scenes import CALL, load_pipeline, load_reward  # noqa: E402
 from scenes.draw import draw  # noqa: E402
 from scenes.grammar import parse, training_scene  # noqa: E402
 
@@ -159,15 +158,12 @@ class Scenes:
     def reward(self) -> Any:
         return load_reward()
 
-    @cached_property
-    def clip(self) -> Any:
-        return CLIPModel.from_pretrained(CLIP).float()
-
     @torch.no_grad()
     def features(self, z: Tensor) -> Tensor:
         """Return the unit image features of the scenes CLIP."""
-        pixels = normalised(self.images(z), CLIP_MEAN, CLIP_STD)
-        return normalize(self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output))
+        reward = self.reward.load()
+        clip, pixels = reward.networks["clip"], normalised(self.images(z).to(reward.device), reward.mean, reward.std)
+        return normalize(clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)).to(z.device)
 
     def views(self) -> dict[str, Callable[[Tensor], Tensor]]:
         return {"scenes, CLIP features": self.features, "scenes, latents": lambda z: z}

@@ -5,11 +5,12 @@ keyword arguments that a model of this size needs at every call (FLUX's own defa
 """
 
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 PIPELINE = HERE / "pipeline"
 CLIP = HERE / "clip"
-CALL = {"height": 32, "width": 32, "max_sequence_length": 12}
+CALL: dict[str, Any] = {"height": 32, "width": 32, "max_sequence_length": 12}
 
 
 def load_pipeline():

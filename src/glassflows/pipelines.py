@@ -89,7 +89,8 @@ def arranged(pipe: Any, given: Mapping[str, Any], number: int) -> tuple[dict[str
     prompts: list[str | None] = [prompt] if isinstance(prompt, str) else list(prompt or ())
     if prompts and not isinstance(prompt, str):
         given = {**given, "prompt": prompts}  # of a tuple
-    images = {name: _rows(given[name]) for name in _with_rows(pipe) & given.keys()}
+    with_rows = _with_rows(pipe)
+    images = {name: _rows(given[name]) for name in with_rows & given.keys()}
     ignored = type(pipe).__name__.startswith(_IGNORE_COUNT)
     count = None if ignored else next((name for name in COUNTS if name in parameters), None)
     embedded = [value for name, value in given.items() if "embed" in name or name == "class_labels"]
@@ -100,9 +101,9 @@ def arranged(pipe: Any, given: Mapping[str, Any], number: int) -> tuple[dict[str
     elif "batch_size" in parameters:  # unconditional
         groups, arguments = 1, {**given, "batch_size": number}
     else:
-        repeated = given.keys() - (set(_IMAGES) - images.keys())
+        shared = set(_IMAGES) - with_rows
         arguments = {
-            name: _repeated(name, value, groups, number) if name in repeated else value for name, value in given.items()
+            name: value if name in shared else _repeated(name, value, groups, number) for name, value in given.items()
         }
     if number > 1 and images.get("image") == groups * number:  # the particles of a prompt would start from several
         raise ValueError(f"image: expected one, or one for each prompt, {groups}, got {images['image']}")

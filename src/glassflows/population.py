@@ -31,10 +31,12 @@ AUTO_ESS = 0.5  # fraction of the particles that reward_scale="auto" leaves effe
 class Population:
     """One steered call: the filter's state and what it has seen; the scheduler's hook."""
 
-    def __init__(self, steerer: Any, scheduler: GLASSScheduler, prompts: list[str | None], decode: Decode) -> None:
+    def __init__(
+        self, steerer: Any, scheduler: GLASSScheduler, prompts: list[str | None], decode: Decode | None
+    ) -> None:
         self.steerer = steerer
         self.scheduler = scheduler
-        self.decode = decode
+        self.decode = decode  # None where the reward wants latents
         self.prompts = prompts  # one per particle
         self.shape = (len(prompts) // steerer.num_particles, steerer.num_particles)
         self.state = smc.init(*self.shape)
@@ -145,7 +147,7 @@ class Population:
     @torch.no_grad()
     def decoded(self, latents: Tensor) -> Tensor:
         """Decode latents, so many at a time."""
-        if self.steerer.decode == "latents":
+        if self.decode is None:
             return latents.float()
         size = self.steerer.decode_batch_size or len(latents)
         with self.ledger.timing("decode"), lowering("decode_batch_size"):
@@ -155,7 +157,7 @@ class Population:
 
     def _preview(self, samples: Tensor) -> Tensor:
         """Return decoded images as bytes; latents and sound, which are not in [0, 1], as they are."""
-        if self.steerer.decode == "latents" or samples.ndim < 4:
+        if self.decode is None or samples.ndim < 4:
             return samples.to("cpu", copy=True)
         return (samples.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
@@ -242,12 +244,11 @@ class Population:
         output, interrupted = outputs[0], bool(getattr(self.steerer.pipe, "_interrupt", False))
         if not self.rows and not interrupted:
             raise ValueError(f"{type(self.steerer.pipe).__name__} cannot be steered: it never stepped its scheduler")
-        if self.steerer.decode == "latents":
-            rewards = self.score(self.decoded(self.last))
+        if self.decode is None:
+            samples = self.decoded(self.last)
         else:
-            rewards = self.score(
-                self.decoded(output) if output_type == "latent" else _channels_first(output).to(self.device)
-            )
+            samples = self.decoded(output) if output_type == "latent" else _channels_first(output).to(self.device)
+        rewards = self.score(samples)
         scale = self.scale(1.0, rewards)
         state = smc.finish(self.state, self._scaled(scale, rewards))
         log_weights = normalise(state.log_weights)

@@ -160,7 +160,7 @@ class FeynmanKacSteerer:
 
         with settled_sizes(self.pipe) as sizes:
             decode = self.decode or decoder(PipelineCall(self.pipe, given, sizes))
-            run = Population(self, scheduler, prompts, decode if callable(decode) else _as_they_are)
+            run = Population(self, scheduler, prompts, decode if callable(decode) else None)
             scheduler.on_transition = run
             drawn = "latent" if output_type == "latent" else "np"  # floats; the reward sees no rounding
             with run.ledger.timing("total"):
@@ -202,10 +202,6 @@ class FeynmanKacSteerer:
             "steerer": {name: _written(value) for name, value in own.items()},
             "call": {name: _written(value) for name, value in (given | drawing).items()},
         }
-
-
-def _as_they_are(latents: Tensor) -> Tensor:
-    return latents.float()
 
 
 def _checked_scale(scale: Any) -> Any:

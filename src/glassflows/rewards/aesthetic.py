@@ -55,7 +55,7 @@ class AestheticScore(ModelReward):
         return {"vision": clip.vision_model, "projection": clip.visual_projection, "head": head}
 
     def _sources(self) -> list[str]:
-        return list(dict.fromkeys([self.name, self.clip]))
+        return [self.name, self.clip]
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         vision, projection, head = map(self._network, ("vision", "projection", "head"))

@@ -61,7 +61,7 @@ class CLIPScore(ModelReward):
         return self._cast(CLIPModel.from_pretrained(self.name))
 
     def _sources(self) -> list[str]:
-        return list(dict.fromkeys([self.name, self.processor]))
+        return [self.name, self.processor]
 
     def _cast(self, clip: Any) -> dict[str, nn.Module]:
         """Return a model in its dtype, but for the logit scale: of what bfloat16 makes of 4.6052 exp is 99, not 100."""

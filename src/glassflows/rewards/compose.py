@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from .images import Images
 Reward = Callable[[Any, Any], Any]
 
 
-class _Composed:
+class _Composed(ABC):
     """Several rewards and how they make one."""
 
     def __init__(self, *rewards: Reward, weights: Sequence[float] | None = None) -> None:
@@ -39,8 +40,9 @@ class _Composed:
         device = scores[0].device
         return self._joined([score.to(device) for score in scores])
 
+    @abstractmethod
     def _joined(self, scores: list[Tensor]) -> Tensor:
-        raise NotImplementedError
+        """Return one score per image of those of each reward."""
 
 
 class Sum(_Composed):

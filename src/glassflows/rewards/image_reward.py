@@ -69,7 +69,7 @@ class ImageReward(ModelReward):
         }
 
     def _sources(self) -> list[str]:
-        return list(dict.fromkeys([self.name, self._tokenizer_name]))
+        return [self.name, self._tokenizer_name]
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         vision, text, head = map(self._network, ("vision", "text", "head"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing_extensions import Self
 from .images import Images, as_tensors
 
 
-class ModelReward:
+class ModelReward(ABC):
     """A reward computed by a pre-trained model. Nothing is imported or read before its first use.
 
     Subclasses say in `_read` how the model is read and in `_scores` what it makes of images and prompts.
@@ -76,10 +77,11 @@ class ModelReward:
             try:
                 networks = nn.ModuleDict(self._read())
             except (OSError, ValueError, ImportError, LookupError, RuntimeError, EOFError, UnpicklingError) as error:
-                kind, remote = type(self).__name__, [name for name in self._sources() if not Path(name).exists()]
+                kind, sources = type(self).__name__, list(dict.fromkeys(self._sources()))
+                remote = [name for name in sources if not Path(name).exists()]
                 download = "".join(f"\nWhere there is a network: hf download {name}" for name in remote)
                 raise OSError(
-                    f"{kind} could not be read from {', '.join(self._sources())}: {error}\nIt needs {self.files}."
+                    f"{kind} could not be read from {', '.join(sources)}: {error}\nIt needs {self.files}."
                     f"{download}\nElsewhere name the folders that hold them: {self.offline}"
                 ) from error
             self.networks = networks.to(self.device).eval().requires_grad_(False)
@@ -159,16 +161,16 @@ class ModelReward:
         return self.networks[name]
 
     def _sources(self) -> list[str]:
-        """Return the names, folders and files that it is read from."""
+        """Return the names, folders and files that it is read from; one may occur twice."""
         return [self.name]
 
+    @abstractmethod
     def _read(self) -> dict[str, nn.Module]:
         """Read the model's networks in its dtype, heads in `exact`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         """Return the scores, shape (n,), in `exact`, of images (n, 3, H, W) on the model's device."""
-        raise NotImplementedError
 
 
 def _listed(prompts: Sequence[str | None] | str | None) -> list[str | None]:
