@@ -105,7 +105,7 @@ class ModelReward(ABC):
             prompts: One for each image.
 
         Returns:
-            Shape (N,), float32 (float64 for a model in float64).
+            Shape (N,), float32 (float64 for a model in float64), on the device of the images.
 
         Raises:
             ValueError: if the images are not in [0, 1] or NaN, or there is not one prompt for each.
@@ -119,9 +119,8 @@ class ModelReward(ABC):
         texts = iter(self._checked(prompts, sum(len(tensor) for tensor in tensors)))
         self.load()
         parts = [part for tensor in tensors for part in tensor.split(self.batch_size)]
-        return torch.cat([
-            self._scores(part.to(self.device, self.exact), list(islice(texts, len(part)))) for part in parts
-        ])  # fmt: skip
+        scores = [self._scores(part.to(self.device, self.exact), list(islice(texts, len(part)))) for part in parts]
+        return torch.cat(scores).to(parts[0].device)
 
     @property
     def exact(self) -> torch.dtype:
