@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint scenes benchmark transitions pipelines clean
+.PHONY: demo test quick lint scenes benchmark transitions pipelines clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
+# Each worker on one thread: two that share the threads of torch wait for each other.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# Without the pipeline zoo and whatever takes seconds: for the edit loop.
+quick: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

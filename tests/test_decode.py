@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import tiny
-from glassflows.decode import PipelineCall, decoder
+from glassflows.host.decode import PipelineCall, decoder
 
 
 @pytest.mark.parametrize("make", [tiny.flux, tiny.sd])

@@ -16,8 +16,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from glassflows import GLASSScheduler, natives
-from glassflows.natives import Native
+from glassflows import GLASSScheduler
+from glassflows.scheduler import config as configs
+from glassflows.scheduler import supported
+from glassflows.scheduler.native import Native
 
 LINEAR = np.linspace(1, 1 / 7, 7)
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -126,7 +128,7 @@ def network(x, t):
 @pytest.mark.parametrize(("name", "config", "given"), ODES, ids=shown)
 def test_one_transition_is_the_native_ode(name, config, given):
     """With any network: the coordinates, the conversion to ẑ and both ends of the grid are the native ones."""
-    known = natives.parameters(f"{name}Scheduler")
+    known = configs.parameters(f"{name}Scheduler")
     euler = {
         key: value
         for key, value in {"solver_order": 1, "clip_sample": False, "disable_corrector": list(range(9))}.items()
@@ -140,7 +142,7 @@ def test_one_transition_is_the_native_ode(name, config, given):
     for scheduler in (native, glass):
         scheduler.set_timesteps(**steps)
         x = noise
-        if scheduler is native and f"{name}Scheduler" in natives.EXPLODING:  # its own start is near this, or this
+        if scheduler is native and f"{name}Scheduler" in supported.EXPLODING:  # its own start is near this, or this
             x = noise * math.hypot(native.sigmas[0], native.config.get("sigma_data", 1.0))
         for t in scheduler.timesteps:
             x_in = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -189,16 +191,16 @@ def test_class_is_told_by_the_keys_alone():
     """But for twins, which differ in how they step and not in what they tell of their grid."""
     twins = {"DDIMParallelScheduler": "DDIMScheduler", "DDPMParallelScheduler": "DDPMScheduler",
              "CogVideoXDPMScheduler": "CogVideoXDDIMScheduler"}  # fmt: skip
-    for name in natives.SUPPORTED:
+    for name in supported.SUPPORTED:
         config = getattr(diffusers, name)().config
         assert "_class_name" not in config
         if name != "FlowMatchHeunDiscreteScheduler":
-            assert natives.class_name(config) == twins.get(name, name)
+            assert configs.class_name(config) == twins.get(name, name)
     distilled = getattr(diffusers, "FlowMapEulerDiscreteScheduler", None)  # of the keys of FlowMatchHeun
     ambiguous = [FlowMatchHeunDiscreteScheduler().config, distilled().config] if distilled else []
     for config in (*ambiguous, {}):
         with pytest.raises(ValueError, match="use GLASSScheduler.from_scheduler"):
-            natives.class_name(config)
+            configs.class_name(config)
 
 
 def test_where_the_native_samplers_end():
@@ -223,7 +225,9 @@ def test_labels_lie_on_the_grid():
     ):
         native = Native(scheduler)
         grid = native.grid(7, None)
-        torch.testing.assert_close(native.labels(grid.levels[:-1], grid), grid.timesteps.float(), rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(
+            native.timesteps(grid.levels[:-1], grid), grid.timesteps.float(), rtol=1e-5, atol=1e-3
+        )
 
 
 def test_clipping_is_the_natives():

@@ -119,7 +119,9 @@ def test_chains_with_a_wrong_denoiser_do_not():
 
 
 @pytest.mark.parametrize(
-    "rho", [["ddpm", 0.4, -0.3, 0.9, "ddpm", 0.0], lambda t, t_next: t * (1 - t_next), renewal(0.5)], ids=repr
+    "rho",
+    [["ddpm", 0.4, -0.3, 0.9, "ddpm", 0.0], lambda t, t_next: t * (1 - t_next), renewal(0.5)],
+    ids=["list", "function", "renewal"],
 )
 def test_chains_preserve_the_data_law_for_lists_and_functions(rho):
     assert chain_pvalue(LAW, 6, rho) > ALPHA

@@ -21,7 +21,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 import tiny
 from glassflows import GLASSScheduler, VariancePreserving, renewal, sample
-from glassflows.randomness import row_seeds
+from glassflows.scheduler import TransitionHook
+from glassflows.scheduler.noise_source import row_seeds
 from oracles import reference
 
 SD = {key: value for key, value in tiny.SD_SCHEDULER.items() if key.startswith("beta")} | {"steps_offset": 1}
@@ -634,11 +635,12 @@ def test_hook_moves_state_and_prediction_together():
     x, v = torch.randn(2, 5, 3, generator=tiny.seeded())
     seen = []
 
-    def hook(k, x_t, denoised):
-        seen.append(k)
-        return torch.tensor([2, 2, 2, 2, 2]) if k == 1 else None
+    class Hook(TransitionHook):
+        def at_boundary(self, at, x_t, z):
+            seen.append(at)
+            return torch.tensor([2, 2, 2, 2, 2]) if at.index == 1 else None
 
-    scheduler.on_transition = hook
+    scheduler.hook = Hook()
     scheduler.set_generator(tiny.seeded(1))
     for i, t in enumerate(scheduler.timesteps):
         out = scheduler.step(v, t, x)
@@ -650,7 +652,8 @@ def test_hook_moves_state_and_prediction_together():
             torch.testing.assert_close(out.pred_original_sample, z)
             torch.testing.assert_close(out.prev_sample, expected)
         x = out.prev_sample
-    assert seen == [0, 1]
+    assert [(at.index, at.total) for at in seen] == [(0, 2), (1, 2)]
+    assert [at.level.sigma for at in seen] == [1.0, 0.5]
 
 
 def test_handed_out_tensors_are_not_the_state():

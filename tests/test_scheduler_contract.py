@@ -16,11 +16,12 @@ import torch
 from diffusers import DDIMScheduler, UnCLIPScheduler
 
 import tiny
-from glassflows import GLASSFlowMatchScheduler, GLASSScheduler, natives
+from glassflows import GLASSFlowMatchScheduler, GLASSScheduler
+from glassflows.scheduler import supported
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 CONFIGS = {
-    **{name: {"shift": 3.0} for name in natives.FLOW},
+    **{name: {"shift": 3.0} for name in supported.FLOW},
     "HeliosScheduler": {"stages": 1},
     "UnCLIPScheduler": {"variance_type": "learned_range"},
     "PNDMScheduler": {**SD, "skip_prk_steps": True},
@@ -46,7 +47,7 @@ class Case(NamedTuple):
         return self.cls.from_scheduler(self.native(), num_transitions=num_transitions, **options)
 
 
-CASES = [*(Case(GLASSScheduler, name) for name in natives.SUPPORTED), Case(OURS[1], natives.FLOW[0])]
+CASES = [*(Case(GLASSScheduler, name) for name in supported.SUPPORTED), Case(OURS[1], supported.FLOW[0])]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case.cls.__name__}-{case.name}")

@@ -218,7 +218,10 @@ FILTERS = [{}, {"ess_threshold": 1.0}, {"potential": POTENTIALS["max"], "tilt": 
 FILTERS += [{"resampling": RESAMPLING[name]} for name in ("stratified", "residual", "ssp")]
 
 
-@pytest.mark.parametrize("options", FILTERS, ids=str)
+FILTER_NAMES = ["default", "always", "maximum", "stratified", "residual", "ssp"]
+
+
+@pytest.mark.parametrize("options", FILTERS, ids=FILTER_NAMES)
 def test_tilted_gaussian(options):
     tilt = options.get("tilt", 2.0)
     means, evidences = [], []

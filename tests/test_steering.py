@@ -20,8 +20,9 @@ from PIL.Image import open as open_image
 
 import tiny
 from glassflows import FeynmanKacSteerer, GLASSScheduler
-from glassflows.decode import PipelineCall, decoder
-from glassflows.population import Population, _as_output
+from glassflows.host.decode import PipelineCall, decoder
+from glassflows.host.outputs import rows_of_output
+from glassflows.host.run import PipelineRun
 from glassflows.rewards import as_reward
 from glassflows.smc.weights import ess, log_mean, normalise
 
@@ -407,11 +408,11 @@ def test_selection():
 
 
 def test_selected_samples_follow_the_weights():
-    from glassflows.population import systematic_draw
+    from glassflows.steering.population import drawn_slots
 
     log_weights = torch.tensor([[0.1, 0.2, 0.7]], dtype=torch.float64).log()
     generator = torch.Generator().manual_seed(0)
-    draws = torch.cat([systematic_draw(log_weights, generator, 1) for _ in range(3000)])
+    draws = torch.cat([drawn_slots(log_weights, generator, 1) for _ in range(3000)])
     np.testing.assert_allclose(torch.bincount(draws.flatten()) / 3000, [0.1, 0.2, 0.7], atol=0.03)
 
 
@@ -511,7 +512,7 @@ def test_videos_are_saved_and_shown_as_animations(output_type, tmp_path):
     out = steer(tiny.flux(), num_particles=2, reward_scale=1, previews=True)
     previews = (255 * torch.from_numpy(film)[None]).round().byte().movedim(-1, -3)
     out = dataclasses.replace(
-        out, images=_as_output(film, rows, output_type), previews=previews.repeat(2, 1, 1, 1, 1, 1)
+        out, images=rows_of_output(film, rows, output_type), previews=previews.repeat(2, 1, 1, 1, 1, 1)
     )
     folder = out.save(tmp_path)
     with open_image(folder / "001.png") as saved:
@@ -799,12 +800,7 @@ def test_the_scale_that_is_suggested_leaves_half():
 
 def test_the_bar_shows_the_best_reward(monkeypatch):
     shown, pipe = [], tiny.flux()
-    monkeypatch.setattr(Population, "watch", lambda self, bar: setattr(self, "bar", Shown()))
-
-    class Shown:
-        def set_postfix(self, **values):
-            shown.append(values)
-
+    monkeypatch.setattr(PipelineRun, "show", lambda self, **values: shown.append(values))
     out = steer(pipe, reward_scale=1)
     assert [float(one["reward"]) for one in shown] == pytest.approx(out.scored.amax((1, 2)).tolist(), rel=1e-3)
     assert [float(one["ess"]) for one in shown] == pytest.approx(out.ess.mean(1).tolist(), abs=0.06)

@@ -1,69 +1,99 @@
-"""The direction of imports: flow and smc are towers of their own, steering.py is the bridge."""
+"""The architecture: pure towers, storeys that stand on them, and arrows that point down."""
 
 import ast
+import re
 from pathlib import Path
 
+import pytest
+
 SOURCE = Path(__file__).parents[1] / "src" / "glassflows"
-TOWERS = {
-    "flow": ["noise", "denoise", "transition", "solver", "timetable", "state", "sample"],
-    "smc": ["weights", "resampling", "potentials", "filter"],
+STANDS_ON = {  # storey: what it may import
+    "flow": set(),
+    "smc": set(),
+    "rewards": set(),
+    "scheduler": {"flow"},
+    "host": {"scheduler"},
+    "steering": {"host", "scheduler", "smc"},
 }
-OUTER = [
-    "natives",
-    "plan",
-    "randomness",
-    "scheduler",
-    "flow_match",
-    "decode",
-    "pipelines",
-    "chunks",
-    "plotting",
-    "result",
-    "population",
-    "steering",
-]  # each may import those before it
-REWARDS = ["images", "model", "open_clip", "clip", "aesthetic", "image_reward", "vlm", "compose", "adapters"]
+ORDER = {  # within a storey each module may import those before it
+    "flow": "noise denoise transition solver timetable state sample",
+    "smc": "weights resampling potentials filter",
+    "rewards": "images model open_clip clip aesthetic image_reward vlm compose adapters",
+    "scheduler": "hooks supported config coordinates native calls noise_source glass flow_match",
+    "host": "ledger outputs patch refusals batch decode microbatch run",
+    "steering": "strategy feynman_kac best_of_n search scorer population record result plotting steerer",
+}
+TORCH_ONLY = ("flow", "smc")
+
+
+def modules():
+    return [(storey, name) for storey, names in ORDER.items() for name in names.split()]
 
 
 def imports(path):
-    """Return (dots, module) of every import of a file."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Return (dots, dotted name) of every import of a file that runs, those for type checkers left out."""
+    tree = ast.parse(path.read_text())
+    for_checkers = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_checkers:
+            continue
         if isinstance(node, ast.ImportFrom):
-            yield node.level, node.module or node.names[0].name
+            inside = node.module is None or (node.level == 1 and node.module is None)
+            yield from (
+                ((node.level, f"{node.module}.{alias.name}" if node.module else alias.name) for alias in node.names)
+                if inside
+                else ((node.level, node.module),)
+            )
         elif isinstance(node, ast.Import):
             yield from ((0, alias.name) for alias in node.names)
 
 
-def test_towers_import_downwards_and_no_host():
-    for tower, modules in TOWERS.items():
-        assert {path.stem for path in (SOURCE / tower).glob("*.py")} == {"__init__", *modules}
-        for i, name in enumerate(modules):
-            for level, module in imports(SOURCE / tower / f"{name}.py"):
-                assert level == 0 or (level == 1 and module in modules[:i]), f"{tower}/{name} imports {module}"
-                assert module.split(".")[0] not in ("diffusers", "transformers", "accelerate")
+@pytest.mark.parametrize("storey", ORDER)
+def test_every_module_has_its_place(storey):
+    found = {path.stem for path in (SOURCE / storey).glob("*.py")}
+    assert found == {"__init__", *ORDER[storey].split()}
 
 
-def test_outer_modules_import_downwards():
-    for i, name in enumerate(OUTER):
-        for level, module in imports(SOURCE / f"{name}.py"):
-            if level:
-                root = module.split(".")[0]
-                assert root in TOWERS or root in OUTER[:i], f"{name} imports {module}"
-                assert not (root == "smc" and name not in ("steering", "population")), (
-                    "only the bridge knows the filter"
-                )
+def test_nothing_stands_outside_the_storeys():
+    assert {path.name for path in SOURCE.iterdir() if path.name != "__pycache__"} == {"__init__.py", "py.typed", *ORDER}
 
 
-def test_rewards_stand_by_themselves():
-    """They know nothing of steering, and import transformers only where a model is read."""
-    assert {path.stem for path in (SOURCE / "rewards").glob("*.py")} == {"__init__", *REWARDS}
-    for i, name in enumerate(REWARDS):
-        for level, module in imports(SOURCE / "rewards" / f"{name}.py"):
-            assert level == 0 or (level == 1 and module in REWARDS[:i]), f"rewards/{name} imports {module}"
-        for node in ast.parse((SOURCE / "rewards" / f"{name}.py").read_text()).body:
+@pytest.mark.parametrize(("storey", "name"), modules())
+def test_arrows_point_down(storey, name):
+    names = ORDER[storey].split()
+    below = set(names[: names.index(name)])
+    for level, module in imports(SOURCE / storey / f"{name}.py"):
+        root = module.split(".")[0]
+        if level == 1:
+            # a figure is drawn by a result that is asked for it
+            drawn = (name, root) == ("result", "plotting")
+            assert root in below or drawn, f"{storey}/{name} imports {module}"
+        elif level == 2:
+            assert root in STANDS_ON[storey], f"{storey}/{name} imports {module}"
+        elif storey in TORCH_ONLY:
+            assert root not in ("diffusers", "transformers", "accelerate"), f"{storey}/{name} imports {module}"
+        assert level <= 2
+
+
+def test_rewards_read_models_late():
+    """They import transformers only where a model is read."""
+    for path in (SOURCE / "rewards").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
             assert not (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers"))
 
 
-def test_no_module_is_long():
+def test_no_object_reads_the_private_attributes_of_another():
+    """But for those of diffusers' and torch's own objects, which only the two lower storeys name."""
+    foreign = ("pipe", "call.pipe", "component", "module", "network", "hook", "self.scheduler", "torch")
+    of_named_tuples = ("_replace", "_asdict")
     for path in SOURCE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 350, path.name
+        for line in path.read_text().splitlines():
+            for owner, attribute in re.findall(r"\b((?:\w+\.)*\w+)\.(_[a-z]\w*)", line.split("#")[0]):
+                own = owner in ("self", "cls", "new") or (path.name, owner) == ("glass.py", "scheduler")
+                allowed = own or owner in foreign or attribute in of_named_tuples
+                assert allowed, f"{path.name}: {owner}.{attribute}"

@@ -1,4 +1,4 @@
-"""GLASS Flows for diffusers: stochastic transitions at ODE cost, and Feynman-Kac steering by any reward."""
+"""GLASS Flows for diffusers: stochastic transitions at ODE cost, and steering by any reward."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -7,26 +7,39 @@ from diffusers import SchedulerMixin  # the pipeline loader looks for the base c
 
 from .flow.noise import RectifiedFlow, VarianceExploding, VariancePreserving
 from .flow.sample import sample, sample_posterior, sample_transition, value
+from .flow.solver import Solver
 from .flow.transition import renewal
-from .flow_match import GLASSFlowMatchScheduler
-from .scheduler import GLASSScheduler
+from .scheduler import GLASSFlowMatchScheduler, GLASSScheduler
 
 if TYPE_CHECKING:
     from . import rewards
-    from .result import Ledger, SteeringResult
-    from .steering import FeynmanKacSteerer
+    from .host.ledger import Ledger
+    from .host.microbatch import MicroBatches
+    from .steering import (
+        BeamSearch,
+        BestOfN,
+        FeynmanKac,
+        FeynmanKacSteerer,
+        Steerer,
+        SteeringResult,
+    )
 
-GLASSScheduler.__module__ = GLASSFlowMatchScheduler.__module__ = (
-    "glassflows"  # so that model_index.json reads ["glassflows", "GLASSScheduler"]
-)
+# so that model_index.json reads ["glassflows", "GLASSScheduler"]
+GLASSScheduler.__module__ = GLASSFlowMatchScheduler.__module__ = "glassflows"
 
 __all__ = [
+    "BeamSearch",
+    "BestOfN",
+    "FeynmanKac",
     "FeynmanKacSteerer",
     "GLASSFlowMatchScheduler",
     "GLASSScheduler",
     "Ledger",
+    "MicroBatches",
     "RectifiedFlow",
     "SchedulerMixin",
+    "Solver",
+    "Steerer",
     "SteeringResult",
     "VarianceExploding",
     "VariancePreserving",
@@ -38,7 +51,16 @@ __all__ = [
     "value",
 ]
 
-_LATER = {"FeynmanKacSteerer": "steering", "Ledger": "result", "SteeringResult": "result"}  # they import transformers
+_LATER = {  # they import transformers
+    "BeamSearch": "steering",
+    "BestOfN": "steering",
+    "FeynmanKac": "steering",
+    "FeynmanKacSteerer": "steering",
+    "Ledger": "host.ledger",
+    "MicroBatches": "host.microbatch",
+    "Steerer": "steering",
+    "SteeringResult": "steering",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,9 +23,12 @@ from torch import Tensor
 
 import glassflows
 import zoo
-from glassflows import FeynmanKacSteerer, GLASSFlowMatchScheduler, GLASSScheduler, natives
-from glassflows.decode import PipelineCall, decoder
-from glassflows.pipelines import arranged, settled_sizes
+from glassflows import FeynmanKacSteerer, GLASSFlowMatchScheduler, GLASSScheduler
+from glassflows.scheduler import supported
+from glassflows.host.decode import PipelineCall, decoder
+from glassflows.host.batch import lay_out
+from glassflows.host.patch import current
+from glassflows.host.run import settled_sizes
 from zoo import Case
 
 NUM_STEPS = 5  # divides 1000: elsewhere DDIM's previous timestep is not its next one
@@ -139,10 +142,11 @@ def run(case: Case, pipe: Any, **options: Any) -> Run:
     torch.manual_seed(0)  # some draw from the global generator
     calls: list[int] = []
     latents: list[Tensor] = []
+    sizes: dict[str, int] = {}
     networks = [getattr(pipe, name, None) for name in case.networks]
     hooks = [net.register_forward_pre_hook(lambda *_: calls.append(1)) for net in networks if net is not None]
     try:
-        with settled_sizes(pipe) as sizes, noting_steps(pipe.scheduler, latents):
+        with current(case), settled_sizes(pipe, case, sizes), noting_steps(pipe.scheduler, latents):
             output = pipe(**arguments(case, **options))
     finally:
         for hook in hooks:
@@ -200,8 +204,8 @@ def euler(native: Any) -> Any | None:
     name, config = type(native).__name__, native.config
     if config.get("thresholding") or config.get("stochastic_sampling"):
         return None
-    if name == "FlowMatchEulerDiscreteScheduler" or (name in natives.TABLE and "DDIM" in name):
-        return None if name in natives.CLIPPED and config.get("clip_sample") else native
+    if name == "FlowMatchEulerDiscreteScheduler" or (name in supported.TABLE and "DDIM" in name):
+        return None if name in supported.CLIPPED and config.get("clip_sample") else native
     if name == "PNDMScheduler":
         return diffusers.DDIMScheduler.from_config(config, clip_sample=False)
     if name in ("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"):
@@ -265,7 +269,7 @@ def steer(case: Case, pipe: Any, plain: Run) -> str:
 def draws_two(pipe: Any, given: dict[str, Any]) -> bool:
     """Return whether the pipeline with its own scheduler can draw two samples of a call."""
     try:
-        pipe(**arranged(pipe, given, 2)[0], output_type="np")
+        pipe(**lay_out(pipe, given, 2).arguments, output_type="np")
     except Exception:
         return False
     return True

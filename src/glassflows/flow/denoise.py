@@ -1,4 +1,8 @@
-"""Network output ↔ denoised mean ẑ = E[z | x_t], for the four things networks predict."""
+"""Network output ↔ denoised mean ẑ = E[z | x_t], for the four things networks predict.
+
+A network's input is x_t = α_t z + σ_t ε, of a clean sample z and standard normal noise ε. Its
+output is an estimate of a velocity u, of ε, of v or of z.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,9 @@ def denoised(output: Tensor, x_t: Tensor, level: NoiseLevel, prediction: Predict
         x_t: The network's input, x_t = α_t z + σ_t ε.
         level: The noise level (α_t, σ_t) of x_t.
         prediction: What the network predicts.
+
+    Raises:
+        ValueError: if `prediction` is none of these.
     """
     alpha, sigma = level.alpha, level.sigma
     if prediction == "velocity":
@@ -38,7 +45,7 @@ def denoised(output: Tensor, x_t: Tensor, level: NoiseLevel, prediction: Predict
 
 
 def network_output(z: Tensor, x_t: Tensor, level: NoiseLevel, prediction: Prediction) -> Tensor:
-    """Return the network output that stands for the denoised mean z: the inverse of `denoised`."""
+    """Return the network output that stands for the denoised mean z; the inverse of `denoised`."""
     alpha, sigma = level.alpha, level.sigma
     epsilon = (x_t - alpha * z) / sigma
     if prediction == "velocity":

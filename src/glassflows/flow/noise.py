@@ -1,4 +1,9 @@
-"""Noise schedules: time t ∈ [0, 1] ↦ (α_t, σ_t) of x_t = α_t z + σ_t ε, the signal-to-noise ratio and its inverse."""
+"""Noise schedules: the scales (α_t, σ_t) of signal and noise at time t ∈ [0, 1].
+
+A noised sample is x_t = α_t z + σ_t ε, of a clean sample z and standard normal noise ε: noise at
+t = 0, data at t = 1. A noise level is (t, α_t, σ_t), and a noise schedule maps t to it. The
+signal-to-noise ratio P_t = (α_t/σ_t)² increases in t, so that it has an inverse.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +41,7 @@ class NoiseLevel:
 
 
 class NoiseSchedule(Protocol):
-    """What the samplers ask of a noise schedule. All values are floats."""
+    """The noise level at each time, and the time of each signal-to-noise ratio; all floats."""
 
     def level(self, t: float) -> NoiseLevel:
         """Return (α_t, σ_t) at time t."""
@@ -49,10 +54,10 @@ class NoiseSchedule(Protocol):
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """The straight path x_t = t z + (1 − t) c ε of rectified flows (FLUX, SD3, Qwen-Image, Wan …).
+    """The straight path x_t = t z + (1 − t) c ε of rectified flows (FLUX, SD3, Wan …).
 
     Args:
-        noise_scale: c, standard deviation of the initial noise; 1 but for PRX-Pixel.
+        noise_scale: c, standard deviation of the initial noise; 1 except for PRX-Pixel.
     """
 
     noise_scale: float = 1.0
@@ -66,21 +71,26 @@ class RectifiedFlow:
 
 @dataclass(frozen=True)
 class Trigonometric:
-    """The path x_t = sin(πt/2) z + cos(πt/2) ε, for models that are told a continuous noise level (SVD, EDM)."""
+    """The path x_t = sin(πt/2) z + cos(πt/2) ε.
+
+    Models that are told a continuous noise level (SVD, EDM) follow it.
+    """
 
     def level(self, t: float) -> NoiseLevel:
-        return NoiseLevel(t, math.sin(math.pi / 2 * t), math.sin(math.pi / 2 * (1 - t)))  # exact at both ends
+        # exact at both ends
+        return NoiseLevel(t, math.sin(math.pi / 2 * t), math.sin(math.pi / 2 * (1 - t)))
 
     def time(self, snr: float) -> float:
         return math.atan(math.sqrt(snr)) * 2 / math.pi
 
 
 class VariancePreserving:
-    """A discrete table α_t² = ᾱ_n, σ_t² = 1 − ᾱ_n (SD, SDXL, DiT …), joined to continuous time.
+    """A discrete table α_t² = ᾱ_n, σ_t² = 1 − ᾱ_n (SD, SDXL, DiT …) in continuous time.
 
-    Entry n of T lies at t = 1 − (n + 1)/T, so that clean data follow the first entry at t = 1 and t = 0 is the last
-    entry, noise or nearly so. Between entries the angle φ = atan2(σ, α) is linear: it is finite for every
-    signal-to-noise ratio, from clean data (φ = 0) to a zero terminal SNR (φ = π/2).
+    Entry n of T lies at t = 1 − (n + 1)/T. The last entry, noise or nearly so, is at t = 0, and
+    clean data follow the first entry at t = 1. Between entries the angle φ = atan2(σ, α) is linear
+    in t. This angle is finite for every signal-to-noise ratio, from clean data (φ = 0) to a zero
+    terminal SNR (φ = π/2).
 
     Args:
         alphas_cumprod: ᾱ_0 > ᾱ_1 > … > ᾱ_{T−1}, shape (T,), in [0, 1).
@@ -93,9 +103,10 @@ class VariancePreserving:
         table = np.asarray(alphas_cumprod, np.float64)
         if table.ndim != 1 or np.any(np.diff(table) >= 0) or table[0] >= 1 or table[-1] < 0:
             raise ValueError(
-                "alphas_cumprod: expected a one-dimensional table that decreases strictly within [0, 1), "
-                f"got shape {table.shape} from {table.flat[0]:.6g} to {table.flat[-1]:.6g}: "
-                "pass `scheduler.alphas_cumprod` of the model's own scheduler"
+                "alphas_cumprod: expected a one-dimensional table that decreases strictly "
+                f"within [0, 1), got shape {table.shape} from {table.flat[0]:.6g} "
+                f"to {table.flat[-1]:.6g}: pass `scheduler.alphas_cumprod` of the model's own "
+                "scheduler"
             )
         self._times = np.linspace(0.0, 1.0, len(table) + 1)
         self._angles = np.append(np.arctan2(np.sqrt(1 - table), np.sqrt(table))[::-1], 0.0)
@@ -111,17 +122,19 @@ class VariancePreserving:
 
 @dataclass(frozen=True)
 class VarianceExploding:
-    """The variance-exploding path x = z + σ_t ε of EDM models, σ_t = σ_data tan(φ_max (1 − t)) from σ_max to 0.
+    """The variance-exploding path x_t = z + σ_t ε of EDM models, with σ_t from σ_max to 0.
 
-    Even steps of t are even steps of the angle atan(σ/σ_data). An EDM network D(x; σ) is the denoiser
-    `lambda x, t: network(x, schedule.level(t).sigma)`; chains start from σ_max · ε.
+        σ_t = σ_data tan(φ_max (1 − t)),     φ_max = atan(σ_max/σ_data)
+
+    Even steps of t are even steps of the angle atan(σ/σ_data). An EDM network D(x; σ) is the
+    denoiser `lambda x, t: network(x, schedule.level(t).sigma)`. Chains start from σ_max · ε.
 
     Args:
         sigma_max: Noise level at t = 0.
         sigma_data: Standard deviation of the data, where steps are finest.
 
     Raises:
-        ValueError: if one of them is not positive.
+        ValueError: if `sigma_max` or `sigma_data` is not positive.
     """
 
     sigma_max: float = 80.0
@@ -129,7 +142,9 @@ class VarianceExploding:
 
     def __post_init__(self) -> None:
         if not (self.sigma_max > 0 and self.sigma_data > 0):
-            raise ValueError(f"sigma_max, sigma_data: expected positive, got {self.sigma_max}, {self.sigma_data}")
+            raise ValueError(
+                f"sigma_max, sigma_data: expected positive, got {self.sigma_max}, {self.sigma_data}"
+            )
 
     def level(self, t: float) -> NoiseLevel:
         return NoiseLevel(t, 1.0, self.sigma_data * math.tan((1 - t) * self._angle_max))

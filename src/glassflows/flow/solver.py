@@ -1,11 +1,15 @@
 """The weights that integrate the inner ODE de/dλ = ẑ between the network calls of a transition.
 
-Between calls ẑ is a polynomial in ψ(λ) = atan2(a, λ), a = √(1 + P_t): smooth in λ at 0 and in 1/λ at data.
-The predictor extrapolates the line through the last two ẑ; when the next ẑ arrives, the corrector replaces it by the
-parabola through all three, at no further call (as UniPC does). All weights are integrals over λ, floats made once.
+An inner step e(λ_i) → e(λ_{i+1}) follows each network call. A block is a transition together with
+the weights of its inner steps.
 
-What happens where a transition begins, and how far an extrapolation is trusted, was decided by measurement:
-docs/solvers.md has the tables and the reasons.
+Between two calls ẑ is taken to be a polynomial in ψ(λ) = atan2(a, λ), with a = √(1 + P_t): smooth
+in λ at 0 and in 1/λ at data. The predictor extrapolates the line through the last two ẑ. When the
+next ẑ arrives, the corrector replaces that line by the parabola through all three, without a
+further call (as UniPC does). All weights are integrals over λ, computed once as floats.
+
+The rules at a boundary (the start of a transition) and the limits of extrapolation were chosen by
+measurement; docs/solvers.md has the tables and the reasons.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
 
@@ -25,7 +29,7 @@ Boundary = Literal["discard", "correct", "reuse"]
 
 
 class Variable(Protocol):
-    """A function of λ in which ẑ is taken linear between two calls; 0 at data (λ = ∞)."""
+    """A function ψ of λ in which ẑ is taken to be a polynomial; 0 at data (λ = ∞)."""
 
     def __call__(self, lam: float) -> float: ...
 
@@ -57,28 +61,31 @@ class Angle:
 
 @dataclass(frozen=True)
 class Solver:
-    """How the inner ODE is integrated; all but the first three options are there to be measured.
+    """How the inner ODE is integrated; the options after the first three serve measurements.
 
-    Where a scale of the data matters (`variable`, `response`, `trust`) it is that of unit variance, as latents have.
+    `variable`, `response` and `trust` assume data of unit variance, as latents have.
 
     Args:
-        order: 1 for Euler, 2 for the two-step predictor. The options below concern order 2.
-        corrector: Correct each step once its end has been evaluated, along a line or, if `curved`, along a parabola
-            through the last three ẑ.
-        grid: Where the calls of a transition lie: "time" evenly on the grid of network times, "condot" at the paper's
-            uniform s.
+        order: 1 for Euler, 2 for the two-step predictor. All other options except `grid` concern
+            order 2.
+        corrector: Whether each step is corrected when the ẑ at its end is known.
+        grid: Where the calls of a transition lie: "time" evenly on the grid of network times,
+            "condot" at the paper's uniform s.
+        curved: Whether the corrector follows the parabola through the last three ẑ, not a line.
         variable: Makes ψ from P_t.
-        last_step: Fraction of the way to data over which ẑ is extrapolated in the step that ends there.
-        boundary: What the last ẑ of a transition does in the next: "discard" nothing, "correct" the state that led
-            there, "reuse" also predict the first step of transitions with two calls.
-        response: Share of the Gaussian posterior variance 1/(1 + P_t) with which fresh noise moves ẑ in the first of
-            several steps of a transition, before a second call has shown it.
-        trust: Mean squared change of ẑ between two calls, in units of that of Gaussian data, up to which it is
-            extrapolated in full; infinite switches the limiter off.
-        reach: Shift of the network's input, in units of its noise, up to which an extrapolation is harmless anyway.
+        last_step: Fraction of the way to data over which ẑ is extrapolated in the step to data.
+        boundary: Use of a transition's last ẑ in the next transition. "discard": none. "correct":
+            the first call corrects x_t. "reuse": in transitions of two calls, the first step is
+            also predicted from it.
+        response: Change of ẑ that is expected from fresh noise in the first of several steps of a
+            transition, as a share of the Gaussian posterior variance 1/(1 + P_t).
+        trust: Mean squared change of ẑ between two calls that is extrapolated in full, in units of
+            the change for Gaussian data; infinite for no limit.
+        reach: Shift of the network's input, in units of its noise, below which an extrapolation is
+            always trusted.
 
     Raises:
-        ValueError: if the order is neither 1 nor 2, or there is no grid of that name.
+        ValueError: if `order` is neither 1 nor 2, or `grid` is neither "time" nor "condot".
     """
 
     order: int = 2
@@ -94,27 +101,58 @@ class Solver:
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
-            raise ValueError(f"solver_order: expected 1 (Euler) or 2 (two-step), got {self.order!r}")
+            raise ValueError(
+                f"solver_order: expected 1 (Euler) or 2 (two-step), got {self.order!r}"
+            )
         if self.grid not in ("time", "condot"):
             raise ValueError(f'inner_grid: expected "time" or "condot", got {self.grid!r}')
+
+    def with_options(self, options: SolverOptions) -> Solver:
+        """Return the solver with some of its options replaced, by their names in `SolverOptions`.
+
+        Raises:
+            TypeError: if `SolverOptions` has no option of a name.
+        """
+        if unknown := set(options) - _FIELDS.keys():
+            raise TypeError(
+                f"unexpected keyword argument {', '.join(sorted(unknown))}: expected a name in the "
+                f"signature, or one of {', '.join(_FIELDS)}"
+            )
+        return replace(self, **{_FIELDS[name]: value for name, value in options.items()})
+
+
+class SolverOptions(TypedDict, total=False):
+    """The options of a `Solver` that users set most often, by their names in calls and configs."""
+
+    solver_order: int
+    corrector: bool
+    inner_grid: InnerGrid
+
+
+_FIELDS = {"solver_order": "order", "corrector": "corrector", "inner_grid": "grid"}
 
 
 @dataclass(frozen=True)
 class InnerStep:
-    """One network call and the inner step that follows it, e(λ_i) → e(λ_{i+1}). Δ stands for ẑ_i − ẑ_{i−1}.
+    """One network call and the inner step e(λ_i) → e(λ_{i+1}) that follows it.
+
+    Δ stands for ẑ_i − ẑ_{i−1}, and the last step for the step that led to this call.
 
     Args:
         level: Noise level t* of the network input.
-        cos: √(P_t / P), weight of x_t/σ_t in the network input; `sin` = λ/√P that of e.
-        keep: Weight of e; 1, or 0 in the step to data, where e becomes ẑ itself.
-        euler: Weight of ẑ_i; λ_{i+1} − λ_i, or 1 in the step to data.
-        respond: Weight of e in the extrapolation: how the fresh noise will have moved ẑ.
+        cos: √(P_t / P), weight of x_t/σ_t in the network input.
+        sin: λ/√P, weight of e in the network input.
+        keep: Weight of e: 1, or 0 in the step to data, where e becomes ẑ itself.
+        euler: Weight of ẑ_i: λ_{i+1} − λ_i, or 1 in the step to data.
+        respond: Weight of e in the extrapolation, for the response of ẑ to fresh noise.
         predict: Weight of Δ in the extrapolation.
-        correct: Weight of Δ in the corrected step that led here; None where it stays uncorrected.
-        curve: Weight in it of what Δ has changed by since the Δ before, at equal steps of ψ.
-        budget: Mean square of Δ up to which a posterior mean may move.
-        harmless: Mean square of Δ up to which its extrapolation hardly moves the network's input.
-        ratio: Length in ψ of the step before the one that led here, relative to it; 0 where they are not comparable.
+        correct: Weight of Δ in the correction of the last step; None for no correction.
+        curve: Weight, in that correction, of the change of Δ since the previous Δ, at equal steps
+            of ψ.
+        budget: Mean square of Δ that is trusted in full.
+        harmless: Mean square of Δ below which its extrapolation hardly moves the network's input.
+        ratio: Length in ψ of the last step but one, relative to the last step; 0 if there is none
+            in the same transition.
     """
 
     level: NoiseLevel
@@ -133,7 +171,14 @@ class InnerStep:
 
 @dataclass(frozen=True)
 class Block:
-    """A transition and its inner steps; `lams` are the λ of its calls and λ̄."""
+    """A transition and its inner steps.
+
+    Args:
+        transition: The transition's coefficients.
+        steps: Its n network calls and inner steps.
+        lams: λ_0 … λ_{n−1} of the calls, and λ̄.
+        variable: ψ.
+    """
 
     transition: Transition
     steps: tuple[InnerStep, ...]
@@ -148,10 +193,14 @@ def lay(
     solver: Solver,
     previous: Block | None = None,
 ) -> Block:
-    """Lay the inner steps of a transition whose n network calls lie at λ_0 … λ_{n−1}, at noise levels t*.
+    """Lay the inner steps of a transition whose network calls are at given λ and noise levels.
 
     Args:
-        previous: The transition before, where this one may learn from it.
+        chosen: The transition.
+        lams: λ_0 … λ_{n−1} of its n network calls.
+        levels: Noise levels t* of the calls.
+        solver: How the inner ODE is integrated.
+        previous: The previous block, if its last ẑ may serve this one.
     """
     psi = solver.variable(chosen.base_snr)
     ends = [*lams[1:], chosen.lam_end]
@@ -165,22 +214,29 @@ def lay(
             span = psi(lam) - psi(lams[i - 1])
             step = replace(
                 step,
-                predict=(-psi(lam) * solver.last_step if to_data else psi.integral(lam, end)) / span,
+                predict=(-psi(lam) * solver.last_step if to_data else psi.integral(lam, end))
+                / span,
                 **_learning(psi, lams[: i + 1], step.sin, levels[i - 1], levels[i], solver),
             )
         elif solver.order == 2 and lam == 0:
             step = replace(step, **_boundary(chosen, lams, previous, solver))
             if len(lams) > 1:
-                step = replace(step, respond=math.sqrt(1 + solver.response * end**2 / (1 + chosen.base_snr)) - 1)
+                step = replace(
+                    step,
+                    respond=math.sqrt(1 + solver.response * end**2 / (1 + chosen.base_snr)) - 1,
+                )
         steps.append(step)
     return Block(chosen, tuple(steps), (*lams, chosen.lam_end), psi)
 
 
-def _boundary(chosen: Transition, lams: Sequence[float], previous: Block | None, solver: Solver) -> dict[str, Any]:
-    """Return the weights of the first call of a transition that concern the last step of the one before.
+def _boundary(
+    chosen: Transition, lams: Sequence[float], previous: Block | None, solver: Solver
+) -> dict[str, Any]:
+    """Return the weights with which a transition's first call corrects the previous transition.
 
-    Where the inner ODE ended at the precision of x_t itself (ρ_DDPM), the ẑ of this call is also the ẑ at its end.
-    Transitions of one call are left alone: they are DDPM's ancestral steps.
+    If the previous inner ODE ended at the precision of x_t itself (ρ_DDPM), the ẑ of this call is
+    also the ẑ at the end of that ODE; otherwise no weights are returned. Transitions of one call
+    are left alone, because they are DDPM's ancestral steps.
     """
     if solver.boundary == "discard" or previous is None or len(previous.steps) == 1:
         return {}
@@ -188,12 +244,16 @@ def _boundary(chosen: Transition, lams: Sequence[float], previous: Block | None,
     if not math.isclose(before.snr(before.lam_end), chosen.base_snr, rel_tol=1e-9):
         return {}
     last, end = previous.lams[-2:]
-    if last > end * (1 - 1e-6):  # a cut transition may have made its last call at its end, or beyond
+    # a cut transition may have made its last call at its end, or beyond
+    if last > end * (1 - 1e-6):
         return {}
     scale, sin = before.sigma / chosen.t.sigma, math.sin(before.angle(end))
     weights = _learning(psi, previous.lams, sin, previous.steps[-1].level, chosen.t, solver, scale)
-    if solver.boundary == "reuse" and len(lams) == 2:  # ẑ linear in the noise angle φ = atan2(σ, α); Simpson's rule
-        now, middle, then = (math.atan2(1, math.sqrt(chosen.snr(lam))) for lam in (0.0, lams[1] / 2, lams[1]))
+    if solver.boundary == "reuse" and len(lams) == 2:
+        # ẑ linear in the noise angle φ = atan2(σ, α), integrated by Simpson's rule
+        now, middle, then = (
+            math.atan2(1, math.sqrt(chosen.snr(lam))) for lam in (0.0, lams[1] / 2, lams[1])
+        )
         past = math.atan2(previous.steps[-1].level.sigma, previous.steps[-1].level.alpha)
         weights["predict"] = lams[1] / 6 * (4 * (middle - now) + then - now) / (now - past)
     return weights
@@ -208,7 +268,17 @@ def _learning(
     solver: Solver,
     scale: float = 1.0,
 ) -> dict[str, Any]:
-    """Return the weights by which a call learns of the step that led to it, to the last of `lams`."""
+    """Return the weights with which a call judges and corrects the step that led to it.
+
+    Args:
+        psi: Variable of the transition that the step belongs to.
+        lams: λ of that transition's calls up to the start of the step, then λ at its end.
+        sin: Weight of e in the network input at the end of the step.
+        start: Noise level at the start of the step.
+        end: Noise level at its end.
+        solver: How the inner ODE is integrated.
+        scale: Factor from e to the corrected quantity: 1 for e itself.
+    """
     span = psi(lams[-1]) - psi(lams[-2])
     weight, third = psi.integral(lams[-2], lams[-1]) / span, len(lams) > 2
     return {
@@ -221,16 +291,19 @@ def _learning(
 
 
 def _curve(psi: Variable, lams: Sequence[float]) -> float:
-    """Weight of Δ_i − Δ_{i−1} · span_i / span_{i−1} that makes the corrected step quadratic in ψ.
+    """Return the weight `curve`, which makes the corrected step quadratic in ψ.
 
-    The third call also makes the first step so, which has no ẑ before it: steps are longest there, √P being its scale.
+    The weight multiplies Δ_i − Δ_{i−1} · span_i / span_{i−1}. The third call also makes the first
+    step quadratic, because that step has no ẑ before it. On the scale √P it is the longest step.
     """
 
     def integral(start: float, end: float) -> float:  # ∫ (ψ − ψ(start)) (ψ − ψ(end)) dλ
         nodes, weights = np.polynomial.legendre.leggauss(8)
         half = (end - start) / 2
         values = [psi(start + half * (1 + node)) for node in nodes]
-        return half * sum(w * (v - psi(start)) * (v - psi(end)) for w, v in zip(weights, values, strict=True))
+        return half * sum(
+            w * (v - psi(start)) * (v - psi(end)) for w, v in zip(weights, values, strict=True)
+        )
 
     *_, first, middle, last = lams
     weight = integral(middle, last) + (integral(first, middle) if len(lams) == 3 else 0.0)
@@ -238,5 +311,8 @@ def _curve(psi: Variable, lams: Sequence[float]) -> float:
 
 
 def _budget(start: NoiseLevel, end: NoiseLevel, solver: Solver) -> float:
-    """Mean squared change of ẑ that is trusted: `trust` times that of a standard Gaussian, 1/(1+P) − 1/(1+P′)."""
+    """Return the mean squared change of ẑ that is trusted in full.
+
+    It is `trust` times the change for a standard Gaussian, 1/(1+P) − 1/(1+P′).
+    """
     return solver.trust * (1 / (1 + start.snr) - 1 / (1 + end.snr))

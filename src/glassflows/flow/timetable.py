@@ -1,4 +1,8 @@
-"""The timetable: which network calls belong to which transition, and at what times."""
+"""The timetable: which network calls belong to which transition, and at what times.
+
+A timetable is a list of blocks, one for each transition of a chain. A block is laid at the noise
+levels t* of its network calls, or at their λ (inner grid "condot").
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,29 @@ import numpy as np
 
 from .noise import NoiseLevel, NoiseSchedule
 from .solver import Block, Solver, lay
-from .transition import Correlations, Transition, check_num_transitions, correlation_at, first_transition, transition
+from .transition import (
+    Correlations,
+    Transition,
+    check_num_transitions,
+    correlation_at,
+    first_transition,
+    transition,
+)
 
 
 def condot_lams(chosen: Transition, num_steps: int) -> list[float]:
-    """Return the paper's λ(s) = s ᾱ / ((1 − s) + s σ̄) at uniform s, from the transition's first λ on."""
+    """Return the λ of a transition's network calls at the paper's uniform s.
+
+        λ(s) = s ᾱ / ((1 − s) + s σ̄)
+
+    The first λ is the transition's `lam_start`.
+    """
     start = chosen.lam_start / (chosen.alpha + chosen.lam_start * (1 - chosen.sigma))
     grid = np.linspace(start, 1.0, num_steps + 1)[:-1]
     return [float(s * chosen.alpha / ((1 - s) + s * chosen.sigma)) for s in grid]
 
 
-def block(
+def block_of(
     chosen: Transition,
     num_steps: int,
     *,
@@ -31,7 +47,7 @@ def block(
 
     Args:
         times: Maps the last network time t*(λ̄) to the times of the calls, for the grid "time".
-        previous: The transition before, where this one may learn from it.
+        previous: The previous block, if its last ẑ may serve this one.
     """
     if solver.grid == "condot":
         lams = condot_lams(chosen, num_steps)
@@ -39,10 +55,14 @@ def block(
         lams[0], levels[0] = chosen.lam_start, chosen.t
         return lay(chosen, lams, levels, solver, previous)
     last = schedule.time(chosen.snr(chosen.lam_end))
-    return block_at(chosen, [chosen.t, *(schedule.level(t) for t in times(last)[1:])], solver, previous)
+    return block_at(
+        chosen, [chosen.t, *(schedule.level(t) for t in times(last)[1:])], solver, previous
+    )
 
 
-def block_at(chosen: Transition, levels: Sequence[NoiseLevel], solver: Solver, previous: Block | None = None) -> Block:
+def block_at(
+    chosen: Transition, levels: Sequence[NoiseLevel], solver: Solver, previous: Block | None = None
+) -> Block:
     """Lay the network calls of one transition at given noise levels t*."""
     return lay(chosen, [chosen.lam(level.snr) for level in levels], levels, solver, previous)
 
@@ -56,17 +76,18 @@ def timetable(
     solver: Solver,
     draw_first: bool = False,
 ) -> list[Block]:
-    """Split the N network calls of a grid of N + 1 noise levels into transitions, as evenly as possible.
+    """Split the network calls of a grid of noise levels into transitions, as evenly as possible.
 
-    With ρ_DDPM the calls are at the grid itself. For another ρ let g(u) be the grid interpolated by index: the calls
-    of a transition lie at equal steps of u from u(t) to u(t*(λ̄)).
+    With ρ_DDPM the calls lie on the grid itself. For another ρ, let g(u) be the grid interpolated
+    by index: the calls of a transition lie at equal steps of u from u(t) to u(t*(λ̄)).
 
     Args:
-        draw_first: Whether the first transition draws noise as the others do, instead of being the ODE from the initial
-            latents.
+        grid: N + 1 noise levels for N network calls, noise first.
+        draw_first: Whether the first transition draws noise as the others do, instead of being the
+            ODE from the initial latents.
 
     Raises:
-        ValueError: if `num_transitions` is not at least 1, or the correlation is none for some transition.
+        ValueError: if `num_transitions` is not at least 1, or a correlation is not valid.
     """
     num_steps = len(grid) - 1
     num_transitions = min(check_num_transitions(num_transitions), num_steps)
@@ -76,8 +97,16 @@ def timetable(
         start, end = int(calls[0]), int(calls[-1]) + 1
         drawn = k > 0 or draw_first
         unused = not drawn and callable(correlation)  # a rule need not be defined at pure noise
-        rho = "ddpm" if unused else correlation_at(correlation, k, num_transitions, grid[start].t, grid[end].t)
-        chosen = transition(grid[start], grid[end], rho) if drawn else first_transition(grid[0], grid[end])
+        rho = (
+            "ddpm"
+            if unused
+            else correlation_at(correlation, k, num_transitions, grid[start].t, grid[end].t)
+        )
+        chosen = (
+            transition(grid[start], grid[end], rho)
+            if drawn
+            else first_transition(grid[0], grid[end])
+        )
         previous = blocks[-1] if k else None
         if solver.grid == "time" and (not drawn or rho == "ddpm"):
             blocks.append(block_at(chosen, grid[start:end], solver, previous))
@@ -87,15 +116,27 @@ def timetable(
             u = np.linspace(start, np.interp(last, grid_times, index), calls + 1)[:-1]
             return [float(t) for t in np.interp(u, index, grid_times)]
 
-        blocks.append(block(chosen, end - start, times=times, schedule=schedule, solver=solver, previous=previous))
+        blocks.append(
+            block_of(
+                chosen,
+                end - start,
+                times=times,
+                schedule=schedule,
+                solver=solver,
+                previous=previous,
+            )
+        )
     return blocks
 
 
-def cut(blocks: Sequence[Block], begin: int, solver: Solver, draw_first: bool = False) -> list[Block]:
+def cut(
+    blocks: Sequence[Block], begin: int, solver: Solver, draw_first: bool = False
+) -> list[Block]:
     """Return the timetable from call `begin` on.
 
-    A transition that is cut has no state to start from but its network input, so it becomes a first transition: through
-    the rest of its calls, to the same end, and the ODE unless `draw_first` and it has not passed that end already.
+    A transition that is cut can start only from its network input at call `begin`. It becomes the
+    plain ODE through the rest of its calls, to the same end. With `draw_first` it becomes the DDPM
+    transition instead, unless the call lies at that end or beyond.
     """
     blocks = list(blocks)
     while begin >= len(blocks[0].steps):
@@ -106,9 +147,13 @@ def cut(blocks: Sequence[Block], begin: int, solver: Solver, draw_first: bool = 
     elif begin > 0:
         chosen = transition(levels[0], chosen.t_next, "ddpm")
     blocks[0] = block_at(chosen, levels, solver)
-    if len(blocks) > 1:  # it learns from the transition that was cut
+    if len(blocks) > 1:  # its first call corrects the transition that was cut
         after = blocks[1]
         blocks[1] = lay(
-            after.transition, after.lams[:-1], [step.level for step in after.steps], solver, previous=blocks[0]
+            after.transition,
+            after.lams[:-1],
+            [step.level for step in after.steps],
+            solver,
+            previous=blocks[0],
         )
     return blocks

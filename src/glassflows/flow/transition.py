@@ -2,10 +2,13 @@
 
 Given z and x_t, the next state is Gaussian with a noise correlation ρ to the current one:
 
-    x_t′ = γ̄ x_t + ᾱ z + σ̄ ε̄,     γ̄ = ρ σ_t′/σ_t,   ᾱ = α_t′ − γ̄ α_t,   σ̄² = σ_t′² (1 − ρ²)
+    x_t′ = γ̄ x_t + ᾱ z + σ̄ ε̄
 
-The innovation e = λ z + ε̄ is a second measurement of z, independent of x_t, whose precision λ² grows from 0 (pure
-noise) to λ̄² = (ᾱ/σ̄)². Precisions add: both measurements together are one ordinary network input, of precision P_t + λ².
+    γ̄ = ρ σ_t′/σ_t,   ᾱ = α_t′ − γ̄ α_t,   σ̄² = σ_t′² (1 − ρ²)
+
+The innovation e = λ z + ε̄ is a second measurement of z, independent of x_t. Its precision λ² grows
+from 0 (pure noise) to λ̄² = (ᾱ/σ̄)². Precisions add: the two measurements together are one ordinary
+network input, of precision P_t + λ².
 """
 
 from __future__ import annotations
@@ -26,16 +29,16 @@ Correlations = Correlation | Sequence[Correlation] | Callable[[float, float], Co
 
 @dataclass(frozen=True)
 class Transition:
-    """The coefficients of one transition; floats, known before the first network call.
+    """The coefficients of one transition, floats known before its first network call.
 
     Args:
         t: Noise level of the current state x_t.
         t_next: Noise level of the next state x_t′.
         gamma: γ̄, weight of x_t in x_t′.
         alpha: ᾱ, weight of the clean sample z in x_t′.
-        sigma: σ̄, weight of the fresh noise ε̄ in x_t′; 0 where x_t′ is a function of x_t and z.
+        sigma: σ̄, weight of the fresh noise ε̄ in x_t′; 0 if x_t′ is a function of x_t and z.
         base_snr: Precision of z that x_t contributes: P_t, or 0 in the first transition of a chain.
-        lam_start: λ at which the innovation starts: 0, or √P_t in the first transition of a chain.
+        lam_start: Initial λ of the innovation: 0, or √P_t in the first transition of a chain.
     """
 
     t: NoiseLevel
@@ -64,20 +67,28 @@ class Transition:
         return math.atan2(lam, math.sqrt(self.base_snr))
 
     def next_state(self, base: Tensor, innovation: Tensor) -> Tensor:
-        """x_t′ = γ̄ x_t + σ̄ e(λ̄), or γ̄ x_t + ᾱ ẑ where σ̄ = 0 and the innovation has become ẑ; `base` is x_t/σ_t."""
+        """Return x_t′ = γ̄ x_t + σ̄ e(λ̄), or γ̄ x_t + ᾱ ẑ where σ̄ = 0.
+
+        Args:
+            base: x_t/σ_t.
+            innovation: e(λ̄), or ẑ where σ̄ = 0.
+        """
         return self.gamma * self.t.sigma * base + (self.sigma or self.alpha) * innovation
 
 
 def ddpm_correlation(t: NoiseLevel, t_next: NoiseLevel) -> float:
-    """ρ_DDPM = α_t σ_t′ / (σ_t α_t′), for which the transition is the reverse transition of DDPM."""
+    """Return ρ_DDPM = α_t σ_t′ / (σ_t α_t′), which makes the transition that of DDPM."""
     return t.alpha * t_next.sigma / (t.sigma * t_next.alpha)
 
 
 def transition(t: NoiseLevel, t_next: NoiseLevel, correlation: Correlation) -> Transition:
-    """Return the transition from t to t′ with noise correlation ρ (arXiv:2509.25170, Proposition 1).
+    """Return the transition from t to t′ with noise correlation ρ.
 
     Raises:
         ValueError: if the correlation is neither "ddpm" nor a number in [-1, 1].
+
+    Reference:
+        arXiv:2509.25170, Proposition 1.
     """
     rho = check_correlation(correlation)
     if rho == "ddpm":
@@ -97,10 +108,19 @@ def transition(t: NoiseLevel, t_next: NoiseLevel, correlation: Correlation) -> T
 def first_transition(t: NoiseLevel, t_next: NoiseLevel) -> Transition:
     """Return the transition out of the initial latents of a chain.
 
-    They are noise (and signal) already, so they themselves are the innovation, e = x_t/σ_t at λ = √P_t on a base of
-    precision 0, and nothing is drawn: the transition is the plain ODE, for every correlation.
+    The initial latents hold noise (and signal) already, so they themselves are the innovation:
+    e = x_t/σ_t at λ = √P_t, on a base of precision 0. Nothing is drawn, and the transition is the
+    plain ODE for every correlation.
     """
-    return Transition(t, t_next, gamma=0.0, alpha=t_next.alpha, sigma=t_next.sigma, base_snr=0.0, lam_start=t.root_snr)
+    return Transition(
+        t,
+        t_next,
+        gamma=0.0,
+        alpha=t_next.alpha,
+        sigma=t_next.sigma,
+        base_snr=0.0,
+        lam_start=t.root_snr,
+    )
 
 
 def check_correlation(correlation: Correlation) -> Correlation:
@@ -108,14 +128,22 @@ def check_correlation(correlation: Correlation) -> Correlation:
     if isinstance(correlation, str):
         valid = correlation == "ddpm"
     else:
-        valid = isinstance(correlation, Real) and not isinstance(correlation, bool) and -1 <= correlation <= 1
+        valid = (
+            isinstance(correlation, Real)
+            and not isinstance(correlation, bool)
+            and -1 <= correlation <= 1
+        )
     if valid:
         return correlation
     raise ValueError(f'correlation: expected "ddpm" or a number in [-1, 1], got {correlation!r}')
 
 
 def check_correlations(correlation: Correlations) -> Correlations:
-    """Return the correlation if it is one, a list of them or a function; raise ValueError otherwise."""
+    """Return the correlation of a chain: one value, a list of values, or a function of t and t′.
+
+    Raises:
+        ValueError: if a value is neither "ddpm" nor a number in [-1, 1].
+    """
     if callable(correlation):
         return correlation
     if isinstance(correlation, (list, tuple)):
@@ -124,38 +152,43 @@ def check_correlations(correlation: Correlations) -> Correlations:
         return check_correlation(correlation)  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(
-            f"{error}, or a list with one per transition, or a function of t and t′ (which a config does not save: "
-            "pass it again)"
+            f"{error}, or a list with one per transition, or a function of t and t′ "
+            "(which a config does not save: pass it again)"
         ) from None
 
 
-def correlation_at(correlation: Correlations, k: int, num_transitions: int, t: float, t_next: float) -> Correlation:
+def correlation_at(
+    correlation: Correlations, k: int, num_transitions: int, t: float, t_next: float
+) -> Correlation:
     """Return the correlation of transition k of a chain, from t to t′.
 
     Raises:
-        ValueError: if a list does not have one entry per transition, or a function returns none in [-1, 1].
+        ValueError: if a list does not have one value per transition, or a function returns a value
+            that is not valid.
     """
     if callable(correlation):
         correlation = correlation(t, t_next)
     elif isinstance(correlation, (list, tuple)):
         if len(correlation) != num_transitions:
             raise ValueError(
-                f"correlation: expected one per transition, {num_transitions}, got a list of {len(correlation)} "
-                "(that of the first transition counts, but is not used)"
+                f"correlation: expected one per transition, {num_transitions}, got a list of "
+                f"{len(correlation)} (that of the first transition counts, but is not used)"
             )
         correlation = correlation[k]
     return check_correlation(correlation)  # type: ignore[arg-type]
 
 
-def renewal(fraction: float, schedule: NoiseSchedule = RectifiedFlow()) -> Callable[[float, float], float]:  # noqa: B008
-    """Return the rule (t, t′) ↦ ρ that renews a fixed fraction of the denoised prediction's variance per transition.
+def renewal(
+    fraction: float,
+    schedule: NoiseSchedule = RectifiedFlow(),  # noqa: B008 (frozen)
+) -> Callable[[float, float], float]:
+    """Return the rule (t, t′) ↦ ρ that renews a fixed fraction of the variance of ẑ.
 
-    For standard Gaussian data D_t(x_t) is a multiple of x_t, and 1 − corr(x_t, x_t′)² is the share of the variance of
-    D_t′(x_t′) that x_t does not explain. Setting it to f gives
+        ρ = (√(1 − f) √(α_t² + σ_t²) √(α_t′² + σ_t′²) − α_t α_t′) / (σ_t σ_t′),   cut off at ±1
 
-        ρ = (√(1 − f) √(α_t² + σ_t²) √(α_t′² + σ_t′²) − α_t α_t′) / (σ_t σ_t′),
-
-    cut off at ±1. ρ_DDPM renews 1 − P_t (1 + P_t′) / (P_t′ (1 + P_t)) instead: nearly all at noise, little near data.
+    For standard Gaussian data ẑ is a multiple of x_t. The share of the variance of the next ẑ that
+    x_t does not explain is then 1 − corr(x_t, x_t′)², and the rule sets this share to f. ρ_DDPM
+    sets it to 1 − P_t (1 + P_t′) / (P_t′ (1 + P_t)): nearly all at noise, little near data.
 
     Args:
         fraction: f in [0, 1]; 0 keeps, and 1 renews, as much as |ρ| ≤ 1 allows.
@@ -185,7 +218,7 @@ def renewal(fraction: float, schedule: NoiseSchedule = RectifiedFlow()) -> Calla
 
 
 def check_num_transitions(num_transitions: int) -> int:
-    """Return the number of transitions if it is a whole one of at least 1; raise ValueError otherwise."""
+    """Return the number of transitions if it is an integer ≥ 1; raise ValueError otherwise."""
     whole = isinstance(num_transitions, Integral) and not isinstance(num_transitions, bool)
     if not whole or num_transitions < 1:
         raise ValueError(f"num_transitions: expected at least 1, got {num_transitions!r}")

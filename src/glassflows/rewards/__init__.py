@@ -1,4 +1,7 @@
-"""Rewards: callables `reward(images, prompts)` from images (N, 3, H, W) in [0, 1] to N scores, higher is better."""
+"""Rewards: callables `reward(images, prompts)` that return one score per image.
+
+Images have shape (N, 3, H, W) and values in [0, 1]. Higher scores are better.
+"""
 
 from .adapters import as_reward
 from .aesthetic import AestheticScore

@@ -1,4 +1,7 @@
-"""Rewards from functions that were written for pictures or arrays."""
+"""Rewards from functions of pictures or arrays.
+
+A reward takes tensors. Pictures are PIL images, and arrays are numpy's, channels last.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,26 @@ from torch import Tensor
 Takes = Literal["pil", "numpy"]
 
 
-def as_reward(function: Callable[[Any, list[Any]], Any], takes: Takes = "pil") -> Callable[[Tensor, list[Any]], Any]:
-    """Return a reward of tensors from a function of PIL images, or of arrays.
+def as_reward(
+    function: Callable[[Any, list[Any]], Any], takes: Takes = "pil"
+) -> Callable[[Tensor, list[Any]], Any]:
+    """Return a reward of tensors from a function of PIL images or of arrays.
 
     Args:
-        function: `function(images, prompts)` gets a list of N PIL images (of a list of frames each, for videos), or an
-            array (N, H, W, 3) or (N, frames, H, W, 3), float32 in [0, 1], and returns N scores. Sound is an array
-            (N, channels, samples).
-        takes: "pil" or "numpy".
+        function: `function(images, prompts)` returns N scores. It gets a list of N PIL images (for
+            videos, of N lists of frames), or an array (N, H, W, 3) or (N, frames, H, W, 3), float32
+            in [0, 1]. Sound is an array (N, channels, samples).
+        takes: What the function takes, "pil" or "numpy".
 
     Raises:
-        ValueError: if `takes` is neither, or pictures are to be made of sound.
+        ValueError: if `takes` is neither; from the reward, if pictures are to be made of sound.
 
     Example:
         >>> import torch
         >>> from glassflows.rewards import as_reward
-        >>> redness = as_reward(lambda images, prompts: [image.getpixel((0, 0))[0] / 255 for image in images])
-        >>> redness(torch.ones(2, 3, 4, 4), ["a cat", "a dog"])
+        >>> def redness(images, prompts):
+        ...     return [image.getpixel((0, 0))[0] / 255 for image in images]
+        >>> as_reward(redness)(torch.ones(2, 3, 4, 4), ["a cat", "a dog"])
         [1.0, 1.0]
     """
     if takes not in get_args(Takes):
@@ -39,8 +45,14 @@ def as_reward(function: Callable[[Any, list[Any]], Any], takes: Takes = "pil") -
         if takes == "numpy":
             return function(arrays, prompts)
         if arrays.ndim < 4:
-            raise ValueError(f'there are no pictures of sound, shape {arrays.shape}: use as_reward(…, takes="numpy")')
-        films = [VaeImageProcessor.numpy_to_pil(film) for film in arrays.reshape(len(arrays), -1, *arrays.shape[-3:])]
+            raise ValueError(
+                f"there are no pictures of sound, shape {arrays.shape}: "
+                'use as_reward(…, takes="numpy")'
+            )
+        films = [
+            VaeImageProcessor.numpy_to_pil(film)
+            for film in arrays.reshape(len(arrays), -1, *arrays.shape[-3:])
+        ]
         return function([film[0] for film in films] if arrays.ndim == 4 else films, prompts)
 
     return reward

@@ -1,4 +1,7 @@
-"""The aesthetic predictor: how much people like an image, whatever the prompt."""
+"""The aesthetic predictor: how much people like an image, whatever the prompt.
+
+The predictor is a CLIP and a linear head, which scores the CLIP's embedding of the image.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,22 @@ from .model import ModelReward, found, linear_head, state_of
 
 
 class AestheticScore(ModelReward):
-    """A linear head on the image embedding, of length 1, of CLIP ViT-L/14; prompts are ignored.
+    """A linear head on the unit-length image embedding of CLIP ViT-L/14; prompts are ignored.
 
-    About 4 to 8, trained on ratings from 1 to 10. `reward_scale` is 5: images of one prompt scatter by some tenths.
+    Scores are about 4 to 8; the ratings in training were 1 to 10. `reward_scale` is 5, because the
+    scores for one prompt scatter by some tenths.
 
     Args:
-        model: Name, folder or file of the head, aesthetic-model.pth; trl-lib/ddpo-aesthetic-predictor by default.
-        clip: Name or folder of the CLIP; None for that in the folder of the head, or openai/clip-vit-large-patch14.
-        device: Where it runs; None for the accelerator, if there is one.
-        dtype: Its floating point type.
+        model: Name, folder or file of the head, aesthetic-model.pth;
+            trl-lib/ddpo-aesthetic-predictor by default.
+        clip: Name or folder of the CLIP; None for the CLIP in the folder of the head, else
+            openai/clip-vit-large-patch14.
+        device: Device of the model; None for the accelerator, if there is one.
+        dtype: Floating point type of the model.
 
     Reference:
-        Schuhmann et al., arXiv:2210.08402, section 3.3; Black et al., arXiv:2305.13301 (the checkpoint).
+        Schuhmann et al., arXiv:2210.08402, section 3.3; Black et al., arXiv:2305.13301 (the
+        checkpoint).
     """
 
     reward_scale = 5.0
@@ -43,7 +50,11 @@ class AestheticScore(ModelReward):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(model, device=device, dtype=dtype)
-        own = self.name if (Path(self.name) / "config.json").is_file() else "openai/clip-vit-large-patch14"
+        own = (
+            self.name
+            if (Path(self.name) / "config.json").is_file()
+            else "openai/clip-vit-large-patch14"
+        )
         self.clip = str(clip or own)
 
     def _read(self) -> dict[str, nn.Module]:

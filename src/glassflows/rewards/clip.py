@@ -1,4 +1,8 @@
-"""Rewards of a CLIP model: the similarity of an image and its prompt, as trained or as tuned to people's choices."""
+"""Rewards of a CLIP model: the similarity of an image and its prompt.
+
+The similarity is the cosine of the embeddings of image and prompt. `CLIPScore` takes a CLIP as it
+was trained, `PickScore` and `HPSv2` take a CLIP that was tuned to people's choices.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +23,15 @@ _LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 class CLIPScore(ModelReward):
     """100 · max(cos(image, text), 0) of any `transformers.CLIPModel`.
 
-    About 34 for a good image with OpenAI's large model; from 0 to 100. `reward_scale` is 1: images of one prompt
-    scatter by about 2.5. Prompts are cut at the model's context, 77 tokens, with one warning.
+    Scores are 0 to 100, about 34 for a good image with OpenAI's large model. `reward_scale` is 1,
+    because the scores for one prompt scatter by about 2.5. Prompts are cut at the model's context
+    of 77 tokens, with one warning.
 
     Args:
         model: Name or folder; openai/clip-vit-large-patch14 by default.
-        processor: Name or folder of its tokenizer and image processor; None for the model's own.
-        device: Where it runs; None for the accelerator, if there is one.
-        dtype: Its floating point type.
+        processor: Name or folder of tokenizer and image processor; None for the model's own.
+        device: Device of the model; None for the accelerator, if there is one.
+        dtype: Floating point type of the model.
 
     Reference:
         Radford et al., arXiv:2103.00020; Hessel et al., arXiv:2104.08718.
@@ -34,8 +39,11 @@ class CLIPScore(ModelReward):
 
     reward_scale = 1.0
     default = "openai/clip-vit-large-patch14"
-    default_processor: ClassVar[str | None] = None  # of models that come without
-    files = "config.json, model.safetensors, and of its processor preprocessor_config.json and tokenizer.json"
+    default_processor: ClassVar[str | None] = None  # for models without their own
+    files = (
+        "config.json, model.safetensors, "
+        "and of its processor preprocessor_config.json and tokenizer.json"
+    )
     offline = "CLIPScore.from_pretrained('/model', processor='/processor')"
 
     def __init__(
@@ -64,7 +72,10 @@ class CLIPScore(ModelReward):
         return [self.name, self.processor]
 
     def _cast(self, clip: Any) -> dict[str, nn.Module]:
-        """Return a model in its dtype, but for the logit scale: of what bfloat16 makes of 4.6052 exp is 99, not 100."""
+        """Return the model in its dtype, with its logit scale in `exact`.
+
+        In bfloat16 exp(4.6052) would be 99 instead of 100.
+        """
         scale = clip.logit_scale.data.to(self.exact)
         clip = clip.to(self.dtype)
         clip.logit_scale.data = scale
@@ -72,7 +83,11 @@ class CLIPScore(ModelReward):
 
     def _pixels(self, images: Tensor) -> Tensor:
         """Resize the shorter side, crop the centre square, normalise."""
-        return normalised(cropped(images, self._network("clip").config.vision_config.image_size), self.mean, self.std)
+        return normalised(
+            cropped(images, self._network("clip").config.vision_config.image_size),
+            self.mean,
+            self.std,
+        )
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         return 100 * self._cosine(images, texts).clamp(min=0)
@@ -81,24 +96,28 @@ class CLIPScore(ModelReward):
         """Return the cosine of each image and its text, shape (n,)."""
         unique = list(dict.fromkeys(texts))
         clip = self._network("clip")
-        tokens = self._tokens(self.tokenizer, unique, clip.config.text_config.max_position_embeddings)
+        tokens = self._tokens(
+            self.tokenizer, unique, clip.config.text_config.max_position_embeddings
+        )
         out = clip(pixel_values=self._pixels(images).to(self.dtype), **tokens)
         rows = torch.tensor([unique.index(text) for text in texts], device=self.device)
-        return cosine_similarity(out.image_embeds.to(self.exact), out.text_embeds[rows].to(self.exact))
+        return cosine_similarity(
+            out.image_embeds.to(self.exact), out.text_embeds[rows].to(self.exact)
+        )
 
 
 class PickScore(CLIPScore):
-    """exp(s) · cos(image, text), s the logit scale, of a CLIP tuned to people's choices between two images.
+    """exp(s) · cos(image, text) of a CLIP tuned to people's choices between two images.
 
-    About 20 to 24, and two images of one prompt differ by some tenths. `reward_scale` is 10: images of one prompt
-    scatter by about .3.
+    The logit scale of the CLIP is s. Scores are about 20 to 24. `reward_scale` is 10, because the
+    scores for one prompt scatter by about 0.3.
 
     Args:
         model: Name or folder; yuvalkirstain/PickScore_v1 by default.
-        processor: Name or folder of its tokenizer and image processor; None for that in the folder, if there is
-            one, else laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
-        device: Where it runs; None for the accelerator, if there is one.
-        dtype: Its floating point type.
+        processor: Name or folder of tokenizer and image processor; None for those in the model's
+            folder, else laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+        device: Device of the model; None for the accelerator, if there is one.
+        dtype: Floating point type of the model.
 
     Reference:
         Kirstain et al., arXiv:2305.01569.
@@ -116,16 +135,17 @@ class PickScore(CLIPScore):
 class HPSv2(CLIPScore):
     """Human preference score v2: cos(image, text) of a CLIP tuned to people's rankings.
 
-    About .25 to .32. `reward_scale` is 250: images of one prompt scatter by about .01. Images are scaled by the longer
-    side and padded with black, as in the published code.
+    Scores are about 0.25 to 0.32. `reward_scale` is 250, because the scores for one prompt scatter
+    by about 0.01. Images are scaled by the longer side and padded with black, as in the published
+    code.
 
     Args:
-        model: Name, folder or file; xswu/HPSv2 by default, which is version 2.1, a checkpoint of open_clip. Version 2.0
-            is adams-story/HPSv2-hf.
-        processor: Name or folder of its tokenizer; None for that in the folder, if there is one, else
-            laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
-        device: Where it runs; None for the accelerator, if there is one.
-        dtype: Its floating point type.
+        model: Name, folder or file; xswu/HPSv2 by default. That is version 2.1, a checkpoint of
+            open_clip; version 2.0 is adams-story/HPSv2-hf.
+        processor: Name or folder of the tokenizer; None for the tokenizer in the model's folder,
+            else laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+        device: Device of the model; None for the accelerator, if there is one.
+        dtype: Floating point type of the model.
 
     Reference:
         Wu et al., arXiv:2306.09341.
@@ -136,7 +156,9 @@ class HPSv2(CLIPScore):
     default_processor = _LAION
     offline = "HPSv2.from_pretrained('/model', processor='/tokenizer')"
     checkpoint: ClassVar[str] = "HPS_v2.1_compressed.pt"
-    files = f"{checkpoint}, or config.json and model.safetensors, and tokenizer.json of its processor"
+    files = (
+        f"{checkpoint}, or config.json and model.safetensors, and tokenizer.json of its processor"
+    )
 
     def _read(self) -> dict[str, nn.Module]:
         from transformers import AutoTokenizer, CLIPModel
@@ -148,7 +170,11 @@ class HPSv2(CLIPScore):
         return self._cast(CLIPModel.from_pretrained(self.name))
 
     def _pixels(self, images: Tensor) -> Tensor:
-        return normalised(padded(images, self._network("clip").config.vision_config.image_size), CLIP_MEAN, CLIP_STD)
+        return normalised(
+            padded(images, self._network("clip").config.vision_config.image_size),
+            CLIP_MEAN,
+            CLIP_STD,
+        )
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         return self._cosine(images, texts)

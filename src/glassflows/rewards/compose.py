@@ -1,4 +1,7 @@
-"""Rewards made of rewards."""
+"""Rewards made of rewards.
+
+A composed reward scores the same images with each of its parts, and joins the parts' scores.
+"""
 
 from __future__ import annotations
 
@@ -15,38 +18,51 @@ Reward = Callable[[Any, Any], Any]
 
 
 class _Composed(ABC):
-    """Several rewards and how they make one."""
+    """Several rewards, joined to one score per image."""
 
     def __init__(self, *rewards: Reward, weights: Sequence[float] | None = None) -> None:
-        self.weights = [1.0] * len(rewards) if weights is None else [float(weight) for weight in weights]
+        self.weights = (
+            [1.0] * len(rewards) if weights is None else [float(weight) for weight in weights]
+        )
         if not rewards or len(self.weights) != len(rewards):
-            raise ValueError(f"weights: expected one for each reward, {len(rewards)}, got {len(self.weights)}")
+            raise ValueError(
+                f"weights: expected one for each reward, {len(rewards)}, got {len(self.weights)}"
+            )
         self.rewards: dict[str, Reward] = {}
         for reward in rewards:
             name = getattr(reward, "__name__", type(reward).__name__)
             same = sum(other.split(" ")[0] == name for other in self.rewards)
             self.rewards[f"{name} {same + 1}" if same else name] = reward
 
-    def parts(self, images: Images, prompts: Sequence[str | None] | None = None) -> dict[str, Tensor]:
+    def parts(
+        self, images: Images, prompts: Sequence[str | None] | None = None
+    ) -> dict[str, Tensor]:
         """Return the scores of each reward by its name, shape (N,) each, before weights."""
-        return {name: torch.as_tensor(reward(images, prompts)) for name, reward in self.rewards.items()}
+        return {
+            name: torch.as_tensor(reward(images, prompts)) for name, reward in self.rewards.items()
+        }
 
     def __call__(self, images: Images, prompts: Sequence[str | None] | None = None) -> Tensor:
         """Return the scores, shape (N,)."""
         scores = list(self.parts(images, prompts).values())
         shapes = {tuple(score.shape) for score in scores}
         if len(shapes) > 1:
-            raise ValueError(f"rewards returned shapes {sorted(shapes)}; expected one score per image from each")
+            raise ValueError(
+                f"rewards returned shapes {sorted(shapes)}; expected one score per image from each"
+            )
         device = scores[0].device
         return self._joined([score.to(device) for score in scores])
 
     @abstractmethod
     def _joined(self, scores: list[Tensor]) -> Tensor:
-        """Return one score per image of those of each reward."""
+        """Join the scores of the rewards, shape (N,) each, to one score per image."""
 
 
 class Sum(_Composed):
-    """Σ w_i r_i. Its `reward_scale` is that of any function, 1: give the steerer one, or standardise and weigh.
+    """Σ w_i r_i.
+
+    The sum has no `reward_scale` and counts as 1, like any function. Pass the steerer a scale, or
+    standardise the rewards and weigh them.
 
     Args:
         rewards: Rewards, each a callable of images and prompts.
@@ -66,7 +82,9 @@ class Sum(_Composed):
     """
 
     def _joined(self, scores: list[Tensor]) -> Tensor:
-        return torch.stack([weight * score for weight, score in zip(self.weights, scores, strict=True)]).sum(0)
+        return torch.stack(
+            [weight * score for weight, score in zip(self.weights, scores, strict=True)]
+        ).sum(0)
 
 
 class Product(_Composed):
@@ -77,17 +95,21 @@ class Product(_Composed):
         weights: Exponents, one per reward; 1 each if None.
 
     Raises:
-        ValueError: if there is not one weight per reward, or a score below 0 has a weight other than 1.
+        ValueError: if there is not one weight per reward; at a call, if a score below 0 has a
+            weight other than 1.
     """
 
     def _joined(self, scores: list[Tensor]) -> Tensor:
         for name, weight, score in zip(self.rewards, self.weights, scores, strict=True):
             if weight != 1 and (score < 0).any():
                 raise ValueError(
-                    f"{name} returned {float(score.min()):.4g}, which has no power {weight:g}: give it the weight 1, "
-                    "or add to it what makes it positive"
+                    f"{name} returned {float(score.min()):.4g}, which has no power {weight:g}: "
+                    "give it the weight 1, or add to it what makes it positive"
                 )
-        factors = [score if weight == 1 else score**weight for weight, score in zip(self.weights, scores, strict=True)]
+        factors = [
+            score if weight == 1 else score**weight
+            for weight, score in zip(self.weights, scores, strict=True)
+        ]
         return torch.stack(factors).prod(0)
 
 
@@ -96,8 +118,8 @@ class Standardize(_Composed):
 
     Args:
         reward: A callable of images and prompts.
-        mean: Its mean, over images like those to be scored.
-        std: Its standard deviation.
+        mean: Mean of the reward over images like those to be scored.
+        std: Standard deviation of the reward over such images.
 
     Raises:
         ValueError: if `std` is not positive.
@@ -106,12 +128,17 @@ class Standardize(_Composed):
     def __init__(self, reward: Reward, *, mean: float, std: float) -> None:
         super().__init__(reward)
         if not std > 0:
-            raise ValueError(f"std: expected a positive number, got {std}: the reward must tell images apart")
+            raise ValueError(
+                f"std: expected a positive number, got {std}: the reward must tell images apart"
+            )
         self.mean, self.std = float(mean), float(std)
-        self.reward_scale = getattr(reward, "reward_scale", 1.0) * self.std  # so that λ r scatters as before
+        # λ r scatters as before
+        self.reward_scale = getattr(reward, "reward_scale", 1.0) * self.std
 
     @classmethod
-    def fitted(cls, reward: Reward, images: Images, prompts: Sequence[str | None] | None = None) -> Standardize:
+    def fitted(
+        cls, reward: Reward, images: Images, prompts: Sequence[str | None] | None = None
+    ) -> Standardize:
         """Return the reward with mean 0 and standard deviation 1 over some images."""
         scores = torch.as_tensor(reward(images, prompts)).detach().double()
         return cls(reward, mean=float(scores.mean()), std=float(scores.std()))
@@ -121,7 +148,7 @@ class Standardize(_Composed):
 
 
 class Negate(_Composed):
-    """−r, of the same `reward_scale`.
+    """−r, with the same `reward_scale`.
 
     Args:
         reward: A callable of images and prompts.

@@ -1,4 +1,8 @@
-"""ImageReward: a BLIP that reads the prompt while it looks at the image, tuned to people's rankings."""
+"""ImageReward: a BLIP that reads the prompt while it looks at the image.
+
+BLIP is an image encoder and a text encoder that attends to the image. ImageReward tuned it to
+people's rankings of images, with a linear head on the first token of the text.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +16,36 @@ from .images import CLIP_MEAN, CLIP_STD, cropped, normalised
 from .model import ModelReward, found, linear_head, num_layers, state_of, under, with_words
 
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the scores in training
-_VISION_HEADS, _TEXT_HEADS = 16, 12  # of BLIP large; the shapes tell everything else
+_VISION_HEADS, _TEXT_HEADS = 16, 12  # of BLIP large; all other sizes follow from the shapes
 _VISION = {  # the names of BLIP and those of transformers
     "cls_token": "embeddings.class_embedding",
     "pos_embed": "embeddings.position_embedding",
     "patch_embed.proj": "embeddings.patch_embedding",
     "norm": "post_layernorm",
 }
-_BLOCK = {"norm1": "layer_norm1", "norm2": "layer_norm2", "attn.qkv": "self_attn.qkv",
-          "attn.proj": "self_attn.projection", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}  # fmt: skip
+_BLOCK = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn.qkv": "self_attn.qkv",
+    "attn.proj": "self_attn.projection",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
 
 
 class ImageReward(ModelReward):
-    """(h(BLIP(image, prompt)) − .167) / 1.033, h a linear head on the first token.
+    """(h(BLIP(image, prompt)) − 0.167) / 1.033, with a linear head h on the first token.
 
-    About −2 to 2, with mean 0 and standard deviation 1 over its training data. `reward_scale` is 10. Prompts are cut at
-    35 tokens, with one warning.
+    Scores are about −2 to 2, with mean 0 and standard deviation 1 over the training data.
+    `reward_scale` is 10. Prompts are cut at 35 tokens, with one warning.
 
     Args:
-        model: Name, folder or file of ImageReward.pt; zai-org/ImageReward (formerly THUDM) by default.
-        tokenizer: Name or folder of BERT's; None for that in the folder of the model, or bert-base-uncased.
-        device: Where it runs; None for the accelerator, if there is one.
-        dtype: Its floating point type.
+        model: Name, folder or file of ImageReward.pt; zai-org/ImageReward (formerly THUDM) by
+            default.
+        tokenizer: Name or folder of BERT's tokenizer; None for the tokenizer in the model's folder,
+            else bert-base-uncased.
+        device: Device of the model; None for the accelerator, if there is one.
+        dtype: Floating point type of the model.
 
     Reference:
         Xu et al., arXiv:2304.05977.
@@ -61,7 +73,9 @@ class ImageReward(ModelReward):
         from transformers import BertTokenizer
 
         state = state_of(found(self.name, "ImageReward.pt"))
-        self.tokenizer = with_words(BertTokenizer.from_pretrained(self._tokenizer_name), self._tokenizer_name)
+        self.tokenizer = with_words(
+            BertTokenizer.from_pretrained(self._tokenizer_name), self._tokenizer_name
+        )
         return {
             "vision": blip_vision(under(state, "blip.visual_encoder.")).to(self.dtype),
             "text": blip_text(under(state, "blip.text_encoder.")).to(self.dtype),
@@ -77,12 +91,14 @@ class ImageReward(ModelReward):
         seen = vision(pixel_values=pixels.to(self.dtype)).last_hidden_state
         everywhere = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
         tokens = self._tokens(self.tokenizer, texts, 35)
-        read = text(**tokens, encoder_hidden_states=seen, encoder_attention_mask=everywhere).last_hidden_state
+        read = text(
+            **tokens, encoder_hidden_states=seen, encoder_attention_mask=everywhere
+        ).last_hidden_state
         return (head(read[:, 0].to(self.exact)).squeeze(-1) - _MEAN) / _STD
 
 
 def blip_vision(state: dict[str, Tensor]) -> nn.Module:
-    """Return the `BlipVisionModel` of BLIP's own tensors, of 16 heads."""
+    """Return the `BlipVisionModel` that holds BLIP's own tensors, with 16 heads."""
     from transformers import BlipVisionConfig, BlipVisionModel
 
     renamed = {}
@@ -112,7 +128,7 @@ def blip_vision(state: dict[str, Tensor]) -> nn.Module:
 
 
 def blip_text(state: dict[str, Tensor]) -> nn.Module:
-    """Return the `BlipTextModel` of BLIP's own tensors, of 12 heads; their names are the same."""
+    """Return the `BlipTextModel` that holds BLIP's own tensors under their names, with 12 heads."""
     from transformers import BlipTextConfig
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -132,5 +148,7 @@ def blip_text(state: dict[str, Tensor]) -> nn.Module:
         ),
         add_pooling_layer=False,
     )
-    model.load_state_dict({name: value for name, value in state.items() if not name.endswith("position_ids")})
+    model.load_state_dict(
+        {name: value for name, value in state.items() if not name.endswith("position_ids")}
+    )
     return model

@@ -1,4 +1,8 @@
-"""Images as rewards take them, and as the networks behind them want them; all of it differentiable."""
+"""Images as rewards take them, and as the networks of rewards take them.
+
+Rewards take images of any size, values in [0, 1]: PIL images, or a tensor (N, 3, H, W). Networks
+take squares of one size, normalised. All functions are differentiable in a tensor.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,9 @@ Images = Tensor | Image | Sequence[Image]
 
 
 def as_tensors(images: Images) -> list[Tensor]:
-    """Return images as tensors (n, 3, H, W) in [0, 1], one tensor, or, of PIL images of several sizes, one for each.
+    """Return images as tensors (n, 3, H, W) in [0, 1].
+
+    The list holds one tensor of all images, or one tensor per image if PIL images differ in size.
 
     Raises:
         ValueError: if a tensor is not (N, 3, H, W), not of floats, outside [0, 1] or NaN.
@@ -28,7 +34,10 @@ def as_tensors(images: Images) -> list[Tensor]:
     pictures = [images] if isinstance(images, Image) else list(images)
     if not all(isinstance(picture, Image) for picture in pictures):
         kinds = sorted({type(picture).__name__ for picture in pictures})
-        raise ValueError(f"images: expected a tensor (N, 3, H, W) or PIL images, got a list of {', '.join(kinds)}")
+        raise ValueError(
+            "images: expected a tensor (N, 3, H, W) or PIL images, got a list of "
+            f"{', '.join(kinds)}"
+        )
     if not pictures:
         raise ValueError("images: expected at least one, got none")
     arrays = [VaeImageProcessor.pil_to_numpy(picture.convert("RGB")) for picture in pictures]
@@ -39,7 +48,8 @@ def as_tensors(images: Images) -> list[Tensor]:
 def _checked(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
-            f"images: expected shape (N, 3, H, W), got {tuple(images.shape)}: put the channels second, after the images"
+            f"images: expected shape (N, 3, H, W), got {tuple(images.shape)}: "
+            "put the channels second, after the images"
         )
     if not images.is_floating_point():
         raise ValueError(f"images: expected floats in [0, 1], got {images.dtype}: divide by 255")
@@ -48,21 +58,26 @@ def _checked(images: Tensor) -> Tensor:
     low, high = images.detach().aminmax()
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # false of NaN, too
         raise ValueError(
-            f"images: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}: images in [-1, 1] are "
-            "mapped by (images + 1) / 2; NaN most often comes from a decoder in half precision"
+            f"images: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}: "
+            "images in [-1, 1] are mapped by (images + 1) / 2; NaN most often comes from a decoder in "
+            "half precision"
         )
     return images
 
 
 def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return (images − mean) / std, each a number per channel."""
+    """Return (images − mean) / std, with one mean and std per channel."""
     shift, scale = (images.new_tensor(value).view(3, 1, 1) for value in (mean, std))
     return (images - shift) / scale
 
 
 def resized(images: Tensor, height: int, width: int) -> Tensor:
-    """Return images of another size, by bicubic interpolation with antialiasing, as PIL does but for rounding."""
-    for size in ((images.shape[-2], width), (height, width)):  # PIL's two passes, each of which ends in [0, 1]
+    """Return images of another size, by bicubic interpolation with antialiasing.
+
+    PIL does the same, except that it rounds.
+    """
+    # PIL's two passes, each of which ends in [0, 1]
+    for size in ((images.shape[-2], width), (height, width)):
         if images.shape[-2:] != size:
             images = interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
     return images
@@ -73,8 +88,9 @@ def cropped(images: Tensor, size: int, rounded: Callable[[float], int] = math.fl
 
     Args:
         images: Shape (N, 3, H, W).
-        size: Side of the square.
-        rounded: Rounds where the square begins: down in transformers' processors, to even in torchvision's.
+        size: Side of the square, in pixels.
+        rounded: Rounds the first row and column of the square: down in transformers' processors, to
+            even in torchvision's.
     """
     height, width = images.shape[-2:]
     short = min(height, width)

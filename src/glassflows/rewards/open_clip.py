@@ -1,4 +1,8 @@
-"""Checkpoints of open_clip as models of transformers."""
+"""Checkpoints of open_clip as models of transformers.
+
+Both libraries hold the same CLIP under different names. open_clip stacks the three projections of an
+attention layer in one tensor, and transposes the projections of the two towers.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from torch import Tensor, nn
 
 from .model import num_layers, under
 
-_NUM_HEADS = 16  # of both towers of ViT-H-14; the shapes tell everything else
+_NUM_HEADS = 16  # of both towers of ViT-H-14; all other sizes follow from the shapes
 _OUTSIDE = {  # the names of open_clip and those of transformers
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
@@ -21,15 +25,20 @@ _OUTSIDE = {  # the names of open_clip and those of transformers
     "ln_final.bias": "text_model.final_layer_norm.bias",
     "logit_scale": "logit_scale",
 }
-_INSIDE = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
-           "attn.out_proj": "self_attn.out_proj"}  # fmt: skip
+_INSIDE = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
 
 
 def clip_from_open_clip(state: dict[str, Tensor]) -> nn.Module:
-    """Return the `CLIPModel` of an open_clip checkpoint of ViT-H-14, or of a smaller one of 16 heads.
+    """Return the `CLIPModel` of an open_clip checkpoint.
 
     Args:
-        state: The checkpoint's tensors by their names.
+        state: Tensors of the checkpoint by name, of ViT-H-14 or a smaller model of 16 heads.
     """
     from transformers import CLIPConfig, CLIPModel
 
@@ -63,14 +72,17 @@ def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     renamed = {_OUTSIDE[name]: value for name, value in state.items() if name in _OUTSIDE}
     renamed["visual_projection.weight"] = state["visual.proj"].T.contiguous()
     renamed["text_projection.weight"] = state["text_projection"].T.contiguous()
-    for tower, prefix in (("vision_model", "visual.transformer.resblocks."), ("text_model", "transformer.resblocks.")):
+    for tower, prefix in (
+        ("vision_model", "visual.transformer.resblocks."),
+        ("text_model", "transformer.resblocks."),
+    ):
         for name, value in under(state, prefix).items():
             number, _, rest = name.partition(".")
             layer = f"{tower}.encoder.layers.{number}."
             module, _, kind = rest.rpartition(".")
             if module in _INSIDE:
                 renamed[f"{layer}{_INSIDE[module]}.{kind}"] = value
-            else:  # attn.in_proj_weight, attn.in_proj_bias: the three projections stacked
+            else:  # attn.in_proj_weight and attn.in_proj_bias stack three projections
                 for part, one in zip("qkv", value.chunk(3), strict=True):
                     renamed[f"{layer}self_attn.{part}_proj.{kind.removeprefix('in_proj_')}"] = one
     return renamed

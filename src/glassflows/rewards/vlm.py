@@ -1,4 +1,7 @@
-"""A vision-language model asked a question about each image."""
+"""A vision-language model that is asked a question about each image.
+
+The score of an image is the probability of one answer to the question.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,23 @@ QUESTION = 'Does this image show "{prompt}"? Answer Yes or No.'
 
 
 class VLMReward(ModelReward):
-    """P(the answer begins with "Yes" | image, question): how likely a vision-language model says so.
+    """P(the answer begins with "Yes" | image, question), by a vision-language model.
 
-    From 0 to 1. `reward_scale` is 10. Its processor works on pictures, so it has no gradient in the images. The
-    question is put in the words of the model's chat template; without one, after its image token.
+    Scores are 0 to 1, and `reward_scale` is 10. They have no gradient in the images, because the
+    model's processor works on pictures. The question is put in the words of the model's chat
+    template, or after the model's image token if there is no template.
 
     Args:
         model: Name or folder of a vision-language model of transformers, with its processor.
-        question: What it is asked; {prompt} stands for the prompt.
-        answer: The answer whose first token is weighed, against every other one of the vocabulary; where a space may
-            stand before it or not, both count.
-        device: Where it runs; None for the accelerator, if there is one.
-        dtype: Its floating point type.
+        question: Question about each image; {prompt} stands for the prompt.
+        answer: Answer whose first token is weighed against the whole vocabulary; the first tokens
+            with and without a space before the answer both count.
+        device: Device of the model; None for the accelerator, if there is one.
+        dtype: Floating point type of the model.
 
     Raises:
-        ValueError: if images require a gradient, a prompt contains the model's image token, or no token begins the
-            answer.
+        ValueError: at a call, if images require a gradient, a prompt contains the model's image
+            token, or no token begins the answer.
 
     Reference:
         Lin et al., arXiv:2404.01291 (VQAScore).
@@ -65,10 +69,12 @@ class VLMReward(ModelReward):
         self.processor = AutoProcessor.from_pretrained(self.name)
         tokenizer = with_words(self.processor.tokenizer, self.name)
         named = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
-        # read in its dtype, not cast: what a model keeps in float32, rotary frequencies above all, stays so
+        # read in its dtype, not cast: a model keeps some tensors in float32, like its rotary
+        # frequencies
         vlm = AutoModelForImageTextToText.from_pretrained(self.name, **{named: self.dtype})
         self.language = getattr(vlm.config, "text_config", vlm.config)
-        # on the left, so that the next token is the last one of every row; an encoder's positions stay as they are
+        # padded on the left, so that the next token is the last of every row; an encoder's
+        # positions must not shift
         tokenizer.padding_side = "right" if self.language.is_encoder_decoder else "left"
         return {"vlm": vlm}
 
@@ -77,13 +83,20 @@ class VLMReward(ModelReward):
             raise ValueError("images require a gradient; VLMReward has none: detach them")
         token = str(getattr(self.processor, "image_token", None) or "")
         if token and any(token in text for text in texts):
-            raise ValueError(f"prompts: {token} stands for an image to {self.name}: leave it out of the prompts")
+            raise ValueError(
+                f"prompts: {token} stands for an image to {self.name}: leave it out of the prompts"
+            )
         pictures = VaeImageProcessor.numpy_to_pil(images.float().cpu().movedim(1, -1).numpy())
         asked = [self._asked(text) for text in texts or [""] * len(pictures)]
         bos = self.processor.tokenizer.bos_token
-        written = {"add_special_tokens": False} if bos and asked[0].startswith(bos) else {}  # by the template
+        # the template may have written the special tokens
+        written = {"add_special_tokens": False} if bos and asked[0].startswith(bos) else {}
         batch = self.processor(
-            text=asked, images=[[one] for one in pictures], padding=True, return_tensors="pt", **written
+            text=asked,
+            images=[[one] for one in pictures],
+            padding=True,
+            return_tensors="pt",
+            **written,
         )
         inputs = {
             name: value.to(self.device, self.dtype if value.is_floating_point() else None)
@@ -114,10 +127,12 @@ class VLMReward(ModelReward):
         return f"{getattr(self.processor, 'image_token', None) or '<image>'}\n{question}"
 
     def _first_tokens(self, asked: str) -> list[int]:
-        """Return the tokens with which the answer may go on after the question, with and without a space.
+        """Return the tokens that may begin the answer after the question.
+
+        They are the first tokens of the answer with and without a space before it.
 
         Raises:
-            ValueError: if the vocabulary has none for it.
+            ValueError: if the vocabulary has no such token.
         """
         tokenizer = self.processor.tokenizer
 
@@ -131,5 +146,8 @@ class VLMReward(ModelReward):
                 found.add(after[len(before)])
         found -= {tokenizer.unk_token_id}
         if not found:
-            raise ValueError(f"answer: {self.name} has no token with which {self.answer!r} begins: name another answer")
+            raise ValueError(
+                f"answer: {self.name} has no token with which {self.answer!r} begins: "
+                "name another answer"
+            )
         return sorted(found)

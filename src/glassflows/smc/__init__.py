@@ -1,1 +1,4 @@
-"""A particle filter that knows nothing of diffusion; torch only. Groups of particles share tensors of shape (G, K)."""
+"""A particle filter that knows nothing of diffusion; torch only.
+
+Tensors of shape (G, K) hold G groups of K particles. Each group is weighed and resampled alone.
+"""

@@ -1,4 +1,8 @@
-"""The particle filter: `init`, `step` → (state, info), `finish`. Pure functions of frozen states, float64, CPU."""
+"""The particle filter: `init`, `step` → (state, info), `finish`; pure functions of frozen states.
+
+A state holds the weights of G groups of K particles. A step adds log-potentials to the log-weights,
+computed from the scaled rewards λ r, and resamples. All tensors are float64, on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ from .weights import ess, log_mean
 
 @dataclass(frozen=True)
 class FilterState:
-    """What the next step needs.
+    """What the next step needs of the past S steps.
 
     Args:
-        log_weights: Carried since the last resampling of the group, shape (G, K); not normalised.
-        log_evidence: log of the mean weight collected at past resamplings, shape (G,).
+        log_weights: Log-weights since the group's last resampling, not normalised, shape (G, K).
+        log_evidence: Sum of log mean weights over past resamplings, shape (G,).
         scaled: λ_j r_j along each particle's ancestry, shape (S, G, K).
         paid: Sum of the log-potentials along each particle's ancestry, shape (G, K).
     """
@@ -31,13 +35,13 @@ class FilterState:
 
 @dataclass(frozen=True)
 class FilterInfo:
-    """What a person wants to see of one step.
+    """What happened in one step.
 
     Args:
         ancestors: Parent slot of each slot within its group, shape (G, K), int64.
         ess: Effective sample size before resampling, shape (G,).
         resampled: Which groups were resampled, shape (G,), bool.
-        log_potential: What was added to the log-weights before resampling, shape (G, K).
+        log_potential: Addition to the log-weights before resampling, shape (G, K).
     """
 
     ancestors: Tensor
@@ -47,7 +51,7 @@ class FilterInfo:
 
 
 def init(num_groups: int, num_particles: int) -> FilterState:
-    """Return G groups of K equally weighted particles, none of them scored."""
+    """Return G groups of K particles of equal weights, none of them scored."""
     zeros = torch.zeros(num_groups, num_particles, dtype=torch.float64)
     return FilterState(zeros, zeros[:, 0].clone(), zeros[None][:0], zeros)
 
@@ -61,28 +65,31 @@ def step(
     potential: Potential = difference,
     resampling: Resampling = systematic,
 ) -> tuple[FilterState, FilterInfo]:
-    """Weigh the particles by new rewards, then resample each group whose effective sample size is too small.
+    """Weigh the particles by new rewards, then resample each group whose ESS is too small.
 
     Args:
         scaled: λ r of each particle, shape (G, K), float64.
         ess_threshold: A group is resampled when its ESS falls below this fraction of K.
-        generators: One per group; only those of groups that are resampled are drawn from.
-        potential: What the new rewards add to the log-weights.
-        resampling: How parents are drawn.
+        generators: One per group; only groups that are resampled draw from theirs.
+        potential: Maps scaled rewards to the additions to the log-weights.
+        resampling: Scheme that draws the parents.
 
     Returns:
-        The state of the (possibly) new generation, and what happened. A group that is not resampled carries its
-        weights.
+        The state of the next generation, and what happened. A group that is not resampled keeps its
+        particles and weights.
     """
     history = torch.cat([state.scaled, scaled[None]])
     log_potential = potential(history.clone())
     log_weights, paid = state.log_weights + log_potential, state.paid + log_potential
     sizes = ess(log_weights)
     number = scaled.shape[-1]
-    resampled = sizes < ess_threshold * number * (1 - 1e-6)  # neither equal weights nor a gate just met, by rounding
+    # the margin keeps rounding from resampling equal weights or a group at the threshold
+    resampled = sizes < ess_threshold * number * (1 - 1e-6)
     ancestors = torch.arange(number).expand_as(scaled).clone()
     for group in resampled.nonzero().flatten().tolist():
-        ancestors[group] = resampling(log_weights[group : group + 1], generators[group : group + 1])[0]
+        ancestors[group] = resampling(
+            log_weights[group : group + 1], generators[group : group + 1]
+        )[0]
     new = FilterState(
         log_weights=torch.where(resampled[:, None], 0.0, log_weights),
         log_evidence=state.log_evidence + torch.where(resampled, log_mean(log_weights), 0.0),
@@ -93,21 +100,28 @@ def step(
 
 
 def finish(state: FilterState, scaled: Tensor) -> FilterState:
-    """Pay the rest: weigh by λ r_final minus what was paid on the way, so that all log-potentials sum to λ r_final."""
+    """Weigh the final samples by λ r_final − Σ log-potentials.
+
+    All additions to a particle's log-weight then sum to λ r_final.
+    """
     history = torch.cat([state.scaled, scaled[None]])
     return FilterState(state.log_weights + scaled - state.paid, state.log_evidence, history, scaled)
 
 
 def log_evidence(state: FilterState) -> Tensor:
-    """Return the estimate of log E[exp(λ_r r)], shape (G,); unbiased on the natural scale after `finish`."""
+    """Return the estimate of log E[exp(λ_r r)], shape (G,).
+
+    After `finish` the exponential of the estimate is unbiased.
+    """
     return state.log_evidence + log_mean(state.log_weights)
 
 
 def scale_for_ess(rewards: Tensor, fraction: float) -> Tensor:
-    """Return the λ for which weights exp(λ r) have an effective sample size of this fraction of K, shape (G,).
+    """Return the λ at which weights exp(λ r) have an ESS of this fraction of K, shape (G,).
 
-    By bisection. With m equal highest rewards the size stays above m: where m is no less than the fraction of K (as it
-    is of two particles), the λ of (m + K)/2 is returned. NaN where all rewards are equal.
+    The λ is found by bisection. With m equal highest rewards the ESS stays above m. If m is no less
+    than the fraction of K (as with two particles and a fraction of 1/2), the λ for an ESS of
+    (m + K)/2 is returned. If all rewards are equal, NaN is returned.
 
     Args:
         rewards: Shape (G, K), float64.

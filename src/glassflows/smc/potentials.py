@@ -1,7 +1,8 @@
-"""Log-potentials: how the rewards seen on the way turn into weights, so that they telescope to λ_r r_final.
+"""Log-potentials: what the rewards on the way add to the log-weights.
 
-A potential is a function of the scaled rewards λ_j r_j along each particle's own ancestry, shape (S, G, K), the last of
-them new. Whatever it pays on the way, the final weighing pays the rest: λ r_final − Σ log-potentials.
+A potential is a function of the scaled rewards λ_j r_j along each particle's own ancestry, shape
+(S, G, K), the newest last. The final weighing adds λ r_final − Σ log-potentials, so that the
+additions sum to λ r_final for every potential.
 
 Reference:
     Singhal et al., arXiv:2501.06848, section 3.
@@ -35,13 +36,15 @@ POTENTIALS: dict[str, Potential] = {"difference": difference, "max": maximum, "s
 
 
 def potential_named(potential: str | Potential) -> Potential:
-    """Return a potential, by name or as it is.
+    """Return a potential by its name; a function is returned as it is.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if no potential has that name.
     """
     if callable(potential):
         return potential
     if potential not in POTENTIALS:
-        raise ValueError(f"potential: expected one of {', '.join(POTENTIALS)} or a function, got {potential!r}")
+        raise ValueError(
+            f"potential: expected one of {', '.join(POTENTIALS)} or a function, got {potential!r}"
+        )
     return POTENTIALS[potential]

@@ -1,8 +1,9 @@
-"""Draw the parents of the next generation: slots of the heavy particles, in proportion to their weights.
+"""Resampling: draw the parents of the next generation in proportion to their weights.
 
-Every scheme takes log-weights (G, K), float64, normalised or not, and one generator per group, and returns ancestors
-(G, K), int64, increasing in each group and never of weight zero, with E[number of children of j] = K W_j. They differ
-in how far the numbers scatter about that.
+Every scheme takes log-weights, shape (G, K), float64, normalised or not, and one generator per
+group. It returns ancestors, the parent slot of each new slot, shape (G, K), int64. Ancestors
+increase in each group, and none has weight zero. The expected number of children of particle j is
+K W_j; the schemes differ in how far the numbers scatter about K W_j.
 """
 
 from __future__ import annotations
@@ -19,26 +20,36 @@ Resampling = Callable[[Tensor, Generators], Tensor]
 
 
 def systematic(log_weights: Tensor, generators: Generators) -> Tensor:
-    """Resample by one uniform per group: every particle gets ⌊K W⌋ or ⌈K W⌉ children. The default.
+    """Resample by one uniform u per group (the default).
 
-    ancestor of slot i  =  min {j : W_1 + … + W_j > (i + u) / K}
+        ancestor of slot i  =  min {j : W_1 + … + W_j > (i + u) / K}
+
+    Every particle gets ⌊K W⌋ or ⌈K W⌉ children.
     """
-    return _inverse(log_weights, _positions(log_weights) + _uniforms(generators, 1) / log_weights.shape[-1])
+    return _inverse(
+        log_weights, _positions(log_weights) + _uniforms(generators, 1) / log_weights.shape[-1]
+    )
 
 
 def stratified(log_weights: Tensor, generators: Generators) -> Tensor:
-    """Resample by one uniform per slot, each in its own stratum: fewer than ⌈K W⌉ + 2 children, more than ⌊K W⌋ − 2."""
+    """Resample by one uniform per slot, each in its own stratum.
+
+    Every particle gets fewer than ⌈K W⌉ + 2 and more than ⌊K W⌋ − 2 children.
+    """
     number = log_weights.shape[-1]
     return _inverse(log_weights, _positions(log_weights) + _uniforms(generators, number) / number)
 
 
 def multinomial(log_weights: Tensor, generators: Generators) -> Tensor:
-    """Resample independently. For comparison: of 8 equal weights it keeps 5.2 particles on average."""
+    """Resample by independent draws, for comparison.
+
+    Of 8 particles of equal weights, 5.2 on average have children.
+    """
     return _inverse(log_weights, _uniforms(generators, log_weights.shape[-1]).sort(-1).values)
 
 
 def residual(log_weights: Tensor, generators: Generators) -> Tensor:
-    """Give every particle ⌊K W⌋ children, and the rest by multinomial draws from what is left of the weights."""
+    """Give every particle ⌊K W⌋ children, and draw the rest from what is left of the weights."""
     number = log_weights.shape[-1]
     expected = number * normalise(log_weights).exp()
     sure = _whole(expected)
@@ -55,12 +66,15 @@ def residual(log_weights: Tensor, generators: Generators) -> Tensor:
 
 
 def ssp(log_weights: Tensor, generators: Generators) -> Tensor:
-    """Resample by the Srinivasan sampling process: ⌊K W⌋ or ⌈K W⌉ children, negatively associated.
+    """Resample by the Srinivasan sampling process.
 
-    Two fractions at a time move mass between them, at random and keeping their means, until one is 0 or 1.
+    Every particle gets ⌊K W⌋ or ⌈K W⌉ children, and these numbers are negatively associated. Two
+    fractions at a time exchange mass, at random and with their means kept, until one of the two is
+    0 or 1.
 
     Reference:
-        Gerber, Chopin and Whiteley, Negative association, ordering and convergence of resampling methods, 2019.
+        Gerber, Chopin and Whiteley, Negative association, ordering and convergence of resampling
+        methods, 2019.
     """
     number = log_weights.shape[-1]
     expected = number * normalise(log_weights).exp()
@@ -76,12 +90,15 @@ def ssp(log_weights: Tensor, generators: Generators) -> Tensor:
                 counts[group, held] += round(a)
                 held, mass = other, b
                 continue
-            if u * (give + take) < take:  # with this probability the held one gives, and the mean stays
+            # with this probability the held fraction gives, and the means are kept
+            if u * (give + take) < take:
                 a, b = a - give, b + give
             else:
                 a, b = a + take, b - take
             whole_is_held = a <= _TINY or a >= 1 - _TINY
-            settled, left, settled_mass, mass = (held, other, a, b) if whole_is_held else (other, held, b, a)
+            settled, left, settled_mass, mass = (
+                (held, other, a, b) if whole_is_held else (other, held, b, a)
+            )
             counts[group, settled] += round(settled_mass)
             held = left
         counts[group, held] += number - int(counts[group].sum())
@@ -89,17 +106,21 @@ def ssp(log_weights: Tensor, generators: Generators) -> Tensor:
 
 
 RESAMPLING: dict[str, Resampling] = {
-    "systematic": systematic, "stratified": stratified, "residual": residual, "ssp": ssp, "multinomial": multinomial,
-}  # fmt: skip
+    "systematic": systematic,
+    "stratified": stratified,
+    "residual": residual,
+    "ssp": ssp,
+    "multinomial": multinomial,
+}
 
 _TINY = 1e-9
 
 
 def resampling_named(resampling: str) -> Resampling:
-    """Return a scheme by name.
+    """Return a scheme by its name.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if no scheme has that name.
     """
     if resampling not in RESAMPLING:
         raise ValueError(f"resampling: expected one of {', '.join(RESAMPLING)}, got {resampling!r}")
@@ -113,23 +134,26 @@ def _positions(log_weights: Tensor) -> Tensor:
 
 
 def _inverse(log_weights: Tensor, positions: Tensor) -> Tensor:
-    """Return min {j : W_1 + … + W_j > position}; positions below 1."""
+    """Return the slot min {j : W_1 + … + W_j > position} of each position in [0, 1)."""
     cumulative = normalise(log_weights).exp().cumsum(-1)
     return torch.searchsorted(cumulative / cumulative[:, -1:], positions.contiguous(), right=True)
 
 
 def _uniforms(generators: Generators, number: int) -> Tensor:
-    """Return `number` uniforms per group from its own CPU generator, shape (G, number), on a grid of 2⁻³² in [0, 1)."""
-    draws = [torch.randint(2**32, (number,), generator=generator, dtype=torch.int64) for generator in generators]
+    """Return `number` uniforms per group, shape (G, number), on a grid of 2⁻³² in [0, 1)."""
+    draws = [
+        torch.randint(2**32, (number,), generator=generator, dtype=torch.int64)
+        for generator in generators
+    ]
     return torch.stack(draws).double() / 2**32
 
 
 def _whole(expected: Tensor) -> Tensor:
-    """Return ⌊K W⌋, int64, a whole number that rounding left just below counted as whole."""
+    """Return ⌊K W⌋, int64; a value that rounding left just below a whole number counts as whole."""
     return (expected + _TINY).floor().long()
 
 
 def _ancestors(counts: Tensor) -> Tensor:
-    """Return each slot as often as it has children, shape of `counts`, (G, K)."""
+    """Return each slot as often as it has children; `counts` and ancestors have shape (G, K)."""
     slots = torch.arange(counts.shape[-1])
     return torch.stack([slots.repeat_interleave(row) for row in counts])

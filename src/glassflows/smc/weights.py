@@ -1,4 +1,7 @@
-"""Log-weights of particles, shape (G, K): one row per group, each group a population of its own."""
+"""Log-weights of particles, shape (G, K), normalised or not: one row per group.
+
+The weight of particle k in group g is w_gk, and its normalised weight is W_gk = w_gk / Σ_j w_gj.
+"""
 
 from __future__ import annotations
 

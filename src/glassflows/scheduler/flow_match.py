@@ -6,19 +6,20 @@ from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from .scheduler import GLASSScheduler
+from .glass import GLASSScheduler
+from .supported import UnsupportedScheduler
 
 
 class GLASSFlowMatchScheduler(GLASSScheduler, FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
-    """A `GLASSScheduler` for pipelines that ask for `FlowMatchEulerDiscreteScheduler` by isinstance.
+    """A `GLASSScheduler` that is a `FlowMatchEulerDiscreteScheduler` by isinstance.
 
-    These are Bria, EasyAnimate and LongCat-Audio; others need `GLASSScheduler` itself.
+    Bria, EasyAnimate and LongCat-Audio ask for that; other pipelines need `GLASSScheduler` itself.
     """
 
     def _wrap(self, scheduler: Any) -> None:
         if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-            raise ValueError(
-                f"scheduler: GLASSFlowMatchScheduler expects a FlowMatchEulerDiscreteScheduler, got "
+            raise UnsupportedScheduler(
+                "scheduler: GLASSFlowMatchScheduler expects a FlowMatchEulerDiscreteScheduler, got "
                 f"{type(scheduler).__name__}: use GLASSScheduler"
             )
         super()._wrap(scheduler)

@@ -42,7 +42,13 @@ def genealogy(result: Any, prompt: int = 0) -> Any:
             won = winner[row] == parent and winner[row + 1] == slot
             kept = alive[row + 1][slot]
             colour, order = (_WINNER, 3) if won else (_KEPT, 2) if kept else (_LOST, 1)
-            tree.plot([parent, slot], [row, row + 1], color=colour, zorder=order, linewidth=2.2 if won else 1.2)
+            tree.plot(
+                [parent, slot],
+                [row, row + 1],
+                color=colour,
+                zorder=order,
+                linewidth=2.2 if won else 1.2,
+            )
     low, high = scored.min(), scored.max()
     for row in range(rows):
         for slot in range(columns):
@@ -50,14 +56,39 @@ def genealogy(result: Any, prompt: int = 0) -> Any:
             picture = pictures[row][slot] if pictures else None
             if picture is not None:
                 box = OffsetImage(picture, zoom=60 * cell / max(picture.shape[:2]))
-                tree.add_artist(AnnotationBbox(box, (slot, row), pad=0.06, bboxprops={"edgecolor": edge, "lw": 1.6}))
+                tree.add_artist(
+                    AnnotationBbox(
+                        box, (slot, row), pad=0.06, bboxprops={"edgecolor": edge, "lw": 1.6}
+                    )
+                )
             else:
                 shade = plt.get_cmap("viridis")((scored[row, slot] - low) / ((high - low) or 1.0))
-                tree.scatter(slot, row, s=(26 * cell) ** 2, color=shade, edgecolors=edge, lw=4 * cell**0.5, zorder=4)
+                tree.scatter(
+                    slot,
+                    row,
+                    s=(26 * cell) ** 2,
+                    color=shade,
+                    edgecolors=edge,
+                    lw=4 * cell**0.5,
+                    zorder=4,
+                )
             if large:
-                label, under = f"{scored[row, slot]:.3g}", {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+                label, under = (
+                    f"{scored[row, slot]:.3g}",
+                    {"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+                )
                 shown = "#808080" if edge == _LOST else edge
-                tree.text(slot, row + 0.37, label, ha="center", va="top", fontsize=9, color=shown, bbox=under, zorder=5)
+                tree.text(
+                    slot,
+                    row + 0.37,
+                    label,
+                    ha="center",
+                    va="top",
+                    fontsize=9,
+                    color=shown,
+                    bbox=under,
+                    zorder=5,
+                )
     tree.set_xlim(-0.6, columns - 0.4)
     tree.set_ylim(rows - 0.3, -0.5)
     resampled = "\nresampled" if large else " *"
@@ -96,13 +127,16 @@ def _pictures(result: Any, prompt: int) -> list[list[Any]] | None:
 
     None without previews of images or videos; a final sample that was not returned is None.
     """
-    previews, films = result.previews, result._films()
+    previews, films = result.previews, result.films()
     if previews is None or previews.ndim < 5 or films is None:
         return None
     if previews.ndim == 6:
         previews = previews[:, :, previews.shape[2] // 2]
     columns, returned = result.rewards.shape[1], result.order.shape[1]
-    rows = [list(row.movedim(1, -1).numpy()) for row in previews[:, prompt * columns : (prompt + 1) * columns]]
+    rows = [
+        list(row.movedim(1, -1).numpy())
+        for row in previews[:, prompt * columns : (prompt + 1) * columns]
+    ]
     mine = zip(result.order[prompt].tolist(), films[prompt * returned :], strict=False)
     final = {slot: np.asarray(film[len(film) // 2]) for slot, film in mine}
     return [*rows, [final.get(slot) for slot in range(columns)]]

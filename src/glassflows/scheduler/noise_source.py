@@ -1,4 +1,4 @@
-"""Where the scheduler's noise comes from, so that `pipe(generator=g)` reproduces in every pipeline."""
+"""Where the scheduler's noise comes from: `pipe(generator=g)` reproduces in every pipeline."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .flow.noise import NoiseLevel
+from ..flow.noise import NoiseLevel
+from .supported import NeedsNoiseScale
 
 Generators = torch.Generator | list[torch.Generator]
 
 
 class NoiseSource:
-    """Draws noise from, in this order, a generator given at the draw, one given before, one per row.
+    """Draws noise from a generator given at the draw, else from one given before, else one per row.
 
-    The generators of the rows are seeded by the rows' own initial latents, so they follow the generator the pipeline
-    drew those from, and row i of a batch gets the noise of row i alone. A deep copy draws an independent stream.
+    The generators of the rows are seeded by the rows' own initial latents, so they follow the
+    generator the pipeline drew those from, and row i of a batch gets the noise of row i alone. A
+    deep copy draws an independent stream.
     """
 
     def __init__(self) -> None:
@@ -30,13 +32,18 @@ class NoiseSource:
         self._num_copies = 0
 
     def reset(self) -> None:
-        """Forget the rows of the last run; copies are numbered anew, so that a repeated run repeats them."""
+        """Forget the rows of the last run.
+
+        Copies are numbered anew, so that a repeated run repeats them.
+        """
         self._rows, self._num_copies = [], 0
 
     def begin(self, sample: Tensor, generator: Generators | None) -> None:
         """Seed the rows of a run by their initial latents, if no other source is given."""
         if generator is None and self.generator is None:
-            self._rows = [torch.Generator().manual_seed(seed) for seed in row_seeds(sample, self._stream)]
+            self._rows = [
+                torch.Generator().manual_seed(seed) for seed in row_seeds(sample, self._stream)
+            ]
 
     def draw(self, like: Tensor, generator: Generators | None) -> Tensor:
         """Return standard normal noise, float32, shape and device of `like`."""
@@ -44,10 +51,12 @@ class NoiseSource:
         if source is not None:
             if isinstance(source, list) and len(source) != len(like):
                 raise ValueError(
-                    f"generator: expected one or a list of one per row, {len(like)}, got a list of {len(source)}: "
-                    "pass a single generator"
+                    f"generator: expected one or a list of one per row, {len(like)}, got a list of "
+                    f"{len(source)}: pass a single generator"
                 )
-            return randn_tensor(like.shape, generator=source, device=like.device, dtype=torch.float32)
+            return randn_tensor(
+                like.shape, generator=source, device=like.device, dtype=torch.float32
+            )
         noise = torch.stack([torch.randn(like.shape[1:], generator=row) for row in self._rows])
         if like.device.type == "cuda":
             noise = noise.pin_memory()  # so that the copy waits for nothing
@@ -63,20 +72,24 @@ class NoiseSource:
 
 
 def check_initial_noise(sample: Tensor, level: NoiseLevel) -> None:
-    """Raise ValueError if the latents a run begins with, where they are pure noise, are larger than the level says."""
+    """Check the latents a run begins with, where they are pure noise.
+
+    Raises:
+        NeedsNoiseScale: if they are larger than the level says.
+    """
     if level.alpha > 0 or sample.is_meta or sample.numel() < 64:
         return
     spread = float(sample.float().std())
     if spread > 1.5 * level.sigma:
-        raise ValueError(
-            f"step: expected initial noise of standard deviation {level.sigma:g}, got {spread:.3g}: scale latents that "
-            "are passed, or, where the pipeline begins with larger noise (PRX-Pixel: pipe.config.noise_scale), pass "
-            "noise_scale to GLASSScheduler"
+        raise NeedsNoiseScale(
+            f"step: expected initial noise of standard deviation {level.sigma:g}, got {spread:.3g}: "
+            "scale latents that are passed, or, where the pipeline begins with larger noise "
+            "(PRX-Pixel: pipe.config.noise_scale), pass noise_scale to GLASSScheduler"
         )
 
 
 def row_seeds(sample: Tensor, stream: tuple[int, ...] = ()) -> list[int]:
-    """Return one seed per row: a hash of its values, of a counter for equal rows, and of the stream's number."""
+    """Return one seed per row: a hash of its values, a counter for equal rows, and the stream."""
     seen: Counter[bytes] = Counter()
     seeds = []
     for row in sample.detach().float().cpu().contiguous().numpy():

@@ -32,7 +32,9 @@ class PipelineCall:
     def asked(self, name: str) -> Any:
         """Return what was given, else the default; None where the pipeline has neither."""
         parameter = inspect.signature(type(self.pipe).__call__).parameters.get(name)
-        default = None if parameter is None or parameter.default is parameter.empty else parameter.default
+        default = (
+            None if parameter is None or parameter.default is parameter.empty else parameter.default
+        )
         return default if self.given.get(name) is None else self.given[name]
 
     def size(self, name: str) -> int:
@@ -45,19 +47,24 @@ Family = Callable[[PipelineCall, Tensor], Tensor]
 
 
 def decoder(call: PipelineCall) -> Decode:
-    """Return the function that turns latents, as the scheduler sees them, into what the reward sees, float32.
+    """Return the function that turns latents, as the scheduler sees them, into what the reward
+    sees, float32.
 
-    That is images (N, 3, H, W) or videos (N, frames, 3, H, W) in [0, 1], or waveforms (N, channels, samples).
+    That is images (N, 3, H, W) or videos (N, frames, 3, H, W) in [0, 1], or waveforms (N, channels,
+    samples).
 
     Args:
-        call: The call of a pipeline of one of the families below; its sizes are read when latents are decoded.
+        call: The call of a pipeline of one of the families below; its sizes are read when latents
+            are decoded.
 
     Raises:
         ValueError: if the pipeline is of no known family.
     """
     family = _family(call.pipe)
     if family is None:
-        raise ValueError(f"decode: do not know how {type(call.pipe).__name__} turns latents into images: {_REMEDY}")
+        raise ValueError(
+            f"decode: do not know how {type(call.pipe).__name__} turns latents into images: {_REMEDY}"
+        )
 
     @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:
@@ -67,7 +74,8 @@ def decoder(call: PipelineCall) -> Decode:
 
 
 def _family(pipe: Any) -> Family | None:
-    """Return the family of a pipeline: that of its class, else of the diffusers package its class comes from."""
+    """Return the family of a pipeline: that of its class, else of the diffusers package its class
+    comes from."""
     if type(pipe).__name__ == "WanImageToVideoPipeline" and pipe.config.expand_timesteps:
         return None  # the first frame is not the model's
     for cls in type(pipe).__mro__:
@@ -79,26 +87,27 @@ def _family(pipe: Any) -> Family | None:
     return None
 
 
-# ---- images ----------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------
 
 
 def _image(call: PipelineCall, latents: Tensor) -> Tensor:
     """One latent per image."""
-    return _finished(call, _decoded(call.pipe.vae, latents))
+    return _postprocessed(call, _denormalise_and_decode(call.pipe.vae, latents))
 
 
 def _image_standardised(call: PipelineCall, latents: Tensor) -> Tensor:
     """By mean and standard deviation alone."""
-    return _finished(call, _decoded(call.pipe.vae, latents, scaling_factor=1.0))
+    return _postprocessed(call, _denormalise_and_decode(call.pipe.vae, latents, scaling_factor=1.0))
 
 
 def _image_unshifted(call: PipelineCall, latents: Tensor) -> Tensor:
     """As SD3's inpainting does, though it encodes with a shift."""
-    return _finished(call, _decoded(call.pipe.vae, latents, shift_factor=0.0))
+    return _postprocessed(call, _denormalise_and_decode(call.pipe.vae, latents, shift_factor=0.0))
 
 
 def _packed(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Latents packed into tokens, which the pipeline itself unpacks; video autoencoders hold an image as one frame."""
+    """Latents packed into tokens, which the pipeline itself unpacks; video autoencoders hold an
+    image as one frame."""
     pipe = call.pipe
     known = {name: call.size(name) for name in ("height", "width")}
     known["vae_scale_factor"] = pipe.vae_scale_factor
@@ -108,32 +117,39 @@ def _packed(call: PipelineCall, latents: Tensor) -> Tensor:
     latents = unpack(latents, *(known[name] for name in names))
     if latents.ndim == 4 and "Wan" in type(pipe.vae).__name__:
         latents = latents.unsqueeze(2)
-    images = _decoded(pipe.vae, latents)
-    return _finished(call, images[:, :, 0] if images.ndim == 5 else images)
+    images = _denormalise_and_decode(pipe.vae, latents)
+    return _postprocessed(call, images[:, :, 0] if images.ndim == 5 else images)
 
 
-def _normalised(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Patches of 2 × 2 latents, in tokens or in place, normalised by the autoencoder's batch statistics."""
+def _denormalise_patches_and_decode(call: PipelineCall, latents: Tensor) -> Tensor:
+    """Patches of 2 × 2 latents, in tokens or in place, normalised by the autoencoder's batch
+    statistics."""
     pipe = call.pipe
     if latents.ndim == 3:
         patch = 2 * pipe.vae_scale_factor
-        latents = latents.transpose(1, 2).unflatten(2, (call.size("height") // patch, call.size("width") // patch))
+        latents = latents.transpose(1, 2).unflatten(
+            2, (call.size("height") // patch, call.size("width") // patch)
+        )
     elif latents.shape[1] == pipe.vae.config.latent_channels:  # Bria Fibo 2
         latents = pipe._patchify_latents(latents)
     stats, epsilon = pipe.vae.bn, pipe.vae.config.batch_norm_eps
-    mean, variance = (value.view(1, -1, 1, 1).to(latents) for value in (stats.running_mean, stats.running_var))
+    mean, variance = (
+        value.view(1, -1, 1, 1).to(latents) for value in (stats.running_mean, stats.running_var)
+    )
     latents = pipe._unpatchify_latents(latents * (variance + epsilon).sqrt() + mean)
-    return _finished(call, pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0])
+    return _postprocessed(call, pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0])
 
 
 def _quantised(call: PipelineCall, latents: Tensor) -> Tensor:
     """Kandinsky's MoVQ."""
-    return _unit(call.pipe.movq.decode(latents.to(call.pipe.movq.dtype), force_not_quantize=True)["sample"])
+    return _unit(
+        call.pipe.movq.decode(latents.to(call.pipe.movq.dtype), force_not_quantize=True)["sample"]
+    )
 
 
 def _pixels(call: PipelineCall, latents: Tensor) -> Tensor:
     """Models of pixels have no latents."""
-    return _finished(call, latents)
+    return _postprocessed(call, latents)
 
 
 def _kandinsky5(call: PipelineCall, latents: Tensor) -> Tensor:
@@ -144,12 +160,12 @@ def _kandinsky5(call: PipelineCall, latents: Tensor) -> Tensor:
     return _image(call, latents[:, :, 0])
 
 
-# ---- videos ----------------------------------------------------------------------------------------------------------
+# ---- videos --------------------------------------------------------------------------------------
 
 
 def _video(call: PipelineCall, latents: Tensor) -> Tensor:
     """Latents (N, C, frames, h, w)."""
-    return _frames(call, _decoded(call.pipe.vae, latents))
+    return _frames(call, _denormalise_and_decode(call.pipe.vae, latents))
 
 
 def _first_frame(call: PipelineCall, latents: Tensor) -> Tensor:
@@ -163,7 +179,9 @@ def _animatediff(call: PipelineCall, latents: Tensor) -> Tensor:
 
 
 def _latte(call: PipelineCall, latents: Tensor) -> Tensor:
-    return _frames(call, call.pipe.decode_latents(latents.to(call.pipe.vae.dtype), latents.shape[2]))
+    return _frames(
+        call, call.pipe.decode_latents(latents.to(call.pipe.vae.dtype), latents.shape[2])
+    )
 
 
 def _stable_video(call: PipelineCall, latents: Tensor) -> Tensor:
@@ -176,13 +194,20 @@ def _stable_video(call: PipelineCall, latents: Tensor) -> Tensor:
 def _allegro(call: PipelineCall, latents: Tensor) -> Tensor:
     """The autoencoder works in whole tiles; the rest is cut off."""
     videos = call.pipe.decode_latents(latents.to(call.pipe.vae.dtype))
-    return _frames(call, videos[:, :, : call.asked("num_frames"), : call.size("height"), : call.size("width")])
+    return _frames(
+        call, videos[:, :, : call.asked("num_frames"), : call.size("height"), : call.size("width")]
+    )
 
 
 def _cogvideox(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Latents (N, frames, C, h, w), padded in front to whole patches where the number of frames is asked for."""
+    """Latents (N, frames, C, h, w), padded in front to whole patches where the number of frames is
+    asked for."""
     asked = call.asked("num_frames")
-    padding = 0 if asked is None else latents.shape[1] - ((asked - 1) // call.pipe.vae_scale_factor_temporal + 1)
+    padding = (
+        0
+        if asked is None
+        else latents.shape[1] - ((asked - 1) // call.pipe.vae_scale_factor_temporal + 1)
+    )
     return _frames(call, call.pipe.decode_latents(latents[:, padding:].to(call.pipe.vae.dtype)))
 
 
@@ -196,15 +221,21 @@ def _ltx(call: PipelineCall, latents: Tensor) -> Tensor:
     """Tokens; those of conditions come before (LTX-Condition) or after (LTX-2)."""
     pipe, vae = call.pipe, call.pipe.vae
     frames = (call.asked("num_frames") - 1) // pipe.vae_temporal_compression_ratio + 1
-    height, width = (call.size(name) // pipe.vae_spatial_compression_ratio for name in ("height", "width"))
+    height, width = (
+        call.size(name) // pipe.vae_spatial_compression_ratio for name in ("height", "width")
+    )
     patch, patch_t = pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
     number = (frames // patch_t) * (height // patch) * (width // patch)
     latents = latents[:, :number] if "LTX2" in type(pipe).__name__ else latents[:, -number:]
     latents = pipe._unpack_latents(latents, frames, height, width, patch, patch_t)
-    latents = pipe._denormalize_latents(latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
+    latents = pipe._denormalize_latents(
+        latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+    )
     timestep = None
     if vae.config.timestep_conditioning:  # without the noise that a `decode_noise_scale` adds
-        timestep = torch.full((len(latents),), float(call.asked("decode_timestep"))).to(latents.device, vae.dtype)
+        timestep = torch.full((len(latents),), float(call.asked("decode_timestep"))).to(
+            latents.device, vae.dtype
+        )
     return _frames(call, vae.decode(latents.to(vae.dtype), timestep, return_dict=False)[0])
 
 
@@ -213,12 +244,14 @@ def _frames(call: PipelineCall, videos: Tensor) -> Tensor:
     return call.pipe.video_processor.postprocess_video(videos, output_type="pt")
 
 
-# ---- sound -----------------------------------------------------------------------------------------------------------
+# ---- sound ---------------------------------------------------------------------------------------
 
 
 def _audioldm2(call: PipelineCall, latents: Tensor) -> Tensor:
     """Latents → mel spectrogram → waveform."""
-    waveforms = call.pipe.mel_spectrogram_to_waveform(_decoded(call.pipe.vae, latents))
+    waveforms = call.pipe.mel_spectrogram_to_waveform(
+        _denormalise_and_decode(call.pipe.vae, latents)
+    )
     seconds = call.given.get("audio_length_in_s")
     length = None if seconds is None else int(seconds * call.pipe.vocoder.config.sampling_rate)
     return waveforms[:, None, :length]
@@ -234,11 +267,12 @@ def _waveform(call: PipelineCall, latents: Tensor) -> Tensor:
     return waveforms[:, :, int((start or 0) * rate) : None if end is None else int(end * rate)]
 
 
-# ---- steps they share ------------------------------------------------------------------------------------------------
+# ---- steps they share ----------------------------------------------------------------------------
 
 
-def _decoded(vae: Any, latents: Tensor, **override: Any) -> Tensor:
-    """Undo the scaling to unit variance and run the autoencoder; SDXL's own overflows in half precision and is upcast.
+def _denormalise_and_decode(vae: Any, latents: Tensor, **override: Any) -> Tensor:
+    """Undo the scaling to unit variance and run the autoencoder; SDXL's own overflows in half
+    precision and is upcast.
 
     Args:
         override: Config values to use in place of the autoencoder's.
@@ -248,14 +282,14 @@ def _decoded(vae: Any, latents: Tensor, **override: Any) -> Tensor:
     try:
         if upcast:
             vae.to(torch.float32)
-        latents = _unscaled(latents.to(vae.dtype), {**vae.config, **override})
+        latents = _denormalised(latents.to(vae.dtype), {**vae.config, **override})
         return vae.decode(latents, return_dict=False)[0]
     finally:
         if upcast:
             vae.to(dtype)
 
 
-def _unscaled(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
+def _denormalised(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
     mean, std = (config.get(f"latents_{name}") for name in ("mean", "std"))
     if mean is not None and std is not None:
         view = (1, -1, *[1] * (latents.ndim - 2))
@@ -264,7 +298,7 @@ def _unscaled(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
     return latents / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
 
 
-def _finished(call: PipelineCall, images: Tensor) -> Tensor:
+def _postprocessed(call: PipelineCall, images: Tensor) -> Tensor:
     """[-1, 1] → [0, 1]; where the pipeline ran at a size of its own, cut to the size asked for."""
     processor = getattr(call.pipe, "image_processor", None)
     height, width = (call.given.get(name) for name in ("height", "width"))
@@ -283,7 +317,7 @@ _FAMILIES: dict[Family, str] = {  # packages of diffusers.pipelines
     "dit omnigen cogview3 cogview4 z_image prx hunyuan_image dreamlite latent_consistency_models",
     _image_standardised: "glm_image",
     _packed: "flux chroma ovis_image longcat_image bria bria_fibo krea2 qwenimage nucleusmoe_image",
-    _normalised: "flux2 ernie_image bria_fibo2",
+    _denormalise_patches_and_decode: "flux2 ernie_image bria_fibo2",
     _quantised: "kandinsky kandinsky2_2 kandinsky3",
     _pixels: "ddpm ddim deepfloyd_if",
     _kandinsky5: "kandinsky5",
@@ -298,8 +332,12 @@ _FAMILIES: dict[Family, str] = {  # packages of diffusers.pipelines
     _audioldm2: "audioldm2",
     _waveform: "stable_audio stable_audio_3 longcat_audio_dit",
 }
-_PACKAGES = {package: family for family, packages in _FAMILIES.items() for package in packages.split()}
-_UNLIKE_THEIR_PACKAGE: dict[str, Family | None] = {  # unlike their package; None: `step` sees not just the sample
+_PACKAGES = {
+    package: family for family, packages in _FAMILIES.items() for package in packages.split()
+}
+_UNLIKE_THEIR_PACKAGE: dict[
+    str, Family | None
+] = {  # unlike their package; None: `step` sees not just the sample
     "AnimateDiffPAGPipeline": _animatediff,
     "Cosmos2TextToImagePipeline": _first_frame,
     "Cosmos3OmniPipeline": None,

@@ -1,0 +1,48 @@
+"""The ledger of a call: what was evaluated how often, and how long it took."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Ledger:
+    """What a steered call cost.
+
+    Args:
+        network_calls: Evaluations of the denoiser, one per particle and step (two network passes
+            each under guidance).
+        decodes: Latents decoded for the reward, one per particle and scoring; the pipeline's own
+            last ones are not counted.
+        reward_calls: Samples scored.
+        seconds: Wall-clock seconds: "network", "decode", "reward", "total"; the rest of the total
+            is the pipeline's own (text encoders, its last decoding). An accelerator is waited for
+            at either end of each, so that none is charged with what another queued.
+    """
+
+    network_calls: int = 0
+    decodes: int = 0
+    reward_calls: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        """Add the time of a block to `seconds[what]`."""
+        start = _now()
+        try:
+            yield
+        finally:
+            self.seconds[what] += _now() - start
+
+
+def _now() -> float:
+    """Return the time when everything queued so far is done."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,92 @@
+"""Pipelines that cannot be steered: their rows have state that resampling would not reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from diffusers import ModularPipeline
+
+
+class UnsteerablePipeline(ValueError):
+    """A pipeline whose particles cannot be moved."""
+
+    def __init__(self, pipe: Any, reason: str) -> None:
+        super().__init__(f"{type(pipe).__name__} cannot be steered: {reason}")
+
+
+_CLASSES = {
+    "it runs its scheduler chunk by chunk and keeps a history of each row": (
+        "AnyFlowFARPipeline",
+        "Cosmos2_5_TransferPipeline",
+        "HeliosPipeline",
+        "HunyuanVideoFramepackPipeline",
+        "LTXI2VLongMultiPromptPipeline",
+        "MarigoldDepthPipeline",
+        "MarigoldIntrinsicsPipeline",
+        "MarigoldNormalsPipeline",
+        "WanAnimatePipeline",
+    ),
+    "it runs a scheduler of its own for every frame": (
+        "SkyReelsV2DiffusionForcingPipeline",
+        "SkyReelsV2DiffusionForcingImageToVideoPipeline",
+        "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+    ),
+    "its guidance keeps a momentum of each row": ("AceStepPipeline",),
+    "it draws one sample at a time": (
+        "Cosmos3OmniPipeline",
+        "DreamLiteMobilePipeline",
+        "DreamLitePipeline",
+    ),
+    "its latents hold reference images beside the sample": (
+        "JoyImageEditPipeline",
+        "JoyImageEditPlusPipeline",
+    ),
+    "it deals out its images wrongly for more than one row": ("QwenImageLayeredPipeline",),
+}
+_REASONS = {name: reason for reason, names in _CLASSES.items() for name in names}
+
+
+def check_steerable(pipe: Any) -> None:
+    """Refuse a pipeline whose rows have state that cannot be moved.
+
+    Raises:
+        UnsteerablePipeline: with the reason.
+    """
+    if reason := next(_reasons(pipe), None):
+        raise UnsteerablePipeline(pipe, reason)
+
+
+def _reasons(pipe: Any) -> Iterator[str]:
+    if isinstance(pipe, ModularPipeline):
+        yield "modular pipelines have a call of their own: steer the pipeline class it stands for"
+    if hasattr(pipe, "decoder_pipe"):
+        yield (
+            "it hands its call to others: steer pipe.decoder_pipe, with the embeddings that "
+            "pipe.prior_pipe returns"
+        )
+    if getattr(pipe, "scheduler", None) is None:
+        yield "it has no component named scheduler"
+    for cls in type(pipe).__mro__:
+        if cls.__name__ in _REASONS:
+            yield _REASONS[cls.__name__]
+    if getattr(pipe, "audio_scheduler", None) is not None:
+        yield "its sound has a scheduler of its own: leave out the component audio_scheduler"
+    for name, component in pipe.components.items():
+        yield from _reasons_of_component(name, component)
+
+
+def _reasons_of_component(name: str, component: Any) -> Iterator[str]:
+    momentum = "adaptive_projected_guidance_momentum"
+    if getattr(component, momentum, None):
+        yield f"its {name} keeps a momentum of each row: set pipe.{name}.{momentum}=None"
+    if getattr(getattr(component, "config", None), "use_meanflow", False):
+        yield f"{name} was distilled to jump (mean flow), so it gives no denoised mean"
+    for module in component.modules() if isinstance(component, torch.nn.Module) else ():
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        if any(hook._is_stateful for hook in hooks.values()):
+            yield (
+                f"{name} caches features of each row: call pipe.{name}.disable_cache(), or load it "
+                "anew"
+            )

@@ -1,0 +1,321 @@
+"""One call of a pipeline with K particles a prompt: `PipelineRun`.
+
+For the time of the call the run owns what it replaces: the pipeline's scheduler, the methods by
+which its networks are called, its decoder, its progress bar and `prepare_latents`. A pipeline is in
+one run at a time; pipelines that share components may be in several.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, NoReturn
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from ..scheduler.glass import GLASSScheduler
+from ..scheduler.hooks import Boundary, NetworkCall, TransitionHook
+from .batch import copies_of_rows, generator_per_particle, lay_out
+from .decode import Decode, PipelineCall, decoder
+from .ledger import Ledger
+from .microbatch import (
+    DECODERS,
+    NETWORKS,
+    MicroBatches,
+    decoding_in_micro_batches,
+    entry,
+    in_micro_batches,
+    modules,
+    naming_batch_size,
+    within,
+)
+from .patch import Method, current, is_current, replaced
+from .refusals import UnsteerablePipeline, check_steerable
+
+_SIZES = ("height", "width", "num_frames")
+
+_in_a_run: WeakSet[Any] = WeakSet()
+_lock = threading.Lock()
+
+
+class Drawn(NamedTuple):
+    """What a run drew.
+
+    Args:
+        outputs: The pipeline's output.
+        latents: The particles' latents as they left the scheduler's last step; None if none did.
+        interrupted: Whether `pipe._interrupt` ended the run.
+    """
+
+    outputs: Any
+    latents: Tensor | None
+    interrupted: bool
+
+
+class PipelineRun:
+    """A call of a pipeline, laid out with K particles for each prompt.
+
+    Args:
+        pipe: The pipeline; the call replaces methods and the scheduler on it, and puts them back.
+        given: The keyword arguments that the user called it with.
+        num_particles: K.
+        batches: How many particles are worked on at a time.
+        ledger: Where network calls and seconds are counted.
+
+    Attributes:
+        prompts: The prompt of each particle, prompt-major; None where only embeddings were given.
+
+    Raises:
+        ValueError: if the pipeline cannot be steered, or its particles not be laid out.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        given: Mapping[str, Any],
+        num_particles: int,
+        batches: MicroBatches,
+        ledger: Ledger,
+    ) -> None:
+        check_steerable(pipe)
+        self.pipe = pipe
+        self._given = given
+        self._num_particles = num_particles
+        self._batches = batches
+        self._ledger = ledger
+        self._arguments, self.prompts = lay_out(pipe, given, num_particles)
+        self._sizes: dict[str, int] = {}
+        self._bar: Any = None
+
+    def decoder(self) -> Decode:
+        """Return what decodes latents as the pipeline does; to be called once the run is on.
+
+        Raises:
+            ValueError: if the pipeline is of no known family.
+        """
+        return decoder(PipelineCall(self.pipe, self._given, self._sizes))
+
+    def show(self, **values: str) -> None:
+        """Show values on the pipeline's own progress bar."""
+        if self._bar is not None:
+            self._bar.set_postfix(**values)
+
+    def __call__(self, scheduler: GLASSScheduler, hook: TransitionHook, output_type: str) -> Drawn:
+        """Run the pipeline with a scheduler in the place of its own.
+
+        Args:
+            scheduler: The scheduler; it is this run's alone.
+            hook: Acts at boundaries; it sees one row for each particle.
+            output_type: That of the pipeline.
+
+        Raises:
+            RuntimeError: if the pipeline is in another run, which goes on undisturbed.
+        """
+        rows = _RowsHook(self, hook)
+        with _claimed(self), ExitStack() as stack:
+            stack.enter_context(_scheduler_replaced(self.pipe, scheduler, rows))
+            self._replace_methods(stack)
+            arguments = {**self._arguments, "output_type": output_type}
+            if "generator" in arguments:
+                arguments["generator"] = generator_per_particle(
+                    arguments["generator"], len(self.prompts), self._num_particles
+                )
+            with current(self), naming_batch_size("network"):
+                outputs = self.pipe(**arguments)
+        self._ledger.network_calls = len(self.prompts) * rows.num_calls
+        interrupted = bool(getattr(self.pipe, "_interrupt", False))
+        if not rows.moves and not interrupted:
+            raise UnsteerablePipeline(self.pipe, "it never stepped its scheduler")
+        return Drawn(outputs, rows.latents, interrupted)
+
+    def _replace_methods(self, stack: ExitStack) -> None:
+        """Replace, for this run, the methods it has to be in the way of."""
+        pipe, batches, number = self.pipe, self._batches, len(self.prompts)
+
+        def networks(forward: Method) -> Method:
+            forward = in_micro_batches(forward, number, batches.network)
+            return within(lambda: self._ledger.timing("network"), forward)
+
+        def decoders(decode: Method) -> Method:
+            decode = decoding_in_micro_batches(decode, number, batches.decode)
+            return within(lambda: naming_batch_size("decode"), decode)
+
+        for network in modules(pipe, NETWORKS):
+            stack.enter_context(replaced(network, entry(network), self, networks))
+        for module in modules(pipe, DECODERS):
+            stack.enter_context(replaced(module, "decode", self, decoders))
+        if hasattr(pipe, "check_inputs"):  # a call begins with it
+            own, others = self._admitting_once, self.refuse
+            stack.enter_context(replaced(pipe, "check_inputs", self, own, for_others=others))
+        if hasattr(pipe, "progress_bar"):
+            stack.enter_context(replaced(pipe, "progress_bar", self, self._watching))
+        stack.enter_context(settled_sizes(pipe, self, self._sizes))
+
+    def _admitting_once(self, check_inputs: Method) -> Method:
+        """Return a `check_inputs` for the call of this run, not for calls from within it."""
+        begun = False
+
+        def checking(*args: Any, **kwargs: Any) -> Any:
+            nonlocal begun
+            if begun:
+                self.refuse()
+            begun = True
+            return check_inputs(*args, **kwargs)
+
+        return checking
+
+    def refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse another call of the pipeline while this one is under way."""
+        raise RuntimeError(
+            f"{type(self.pipe).__name__}: a steered call of this pipeline is under way, in another "
+            "thread or around this one: give each call a pipeline of its own, "
+            "Pipeline(**pipe.components), which shares the networks"
+        )
+
+    def _watching(self, progress_bar: Method) -> Method:
+        """Return a `progress_bar` whose bars this run may write on."""
+
+        def making(*args: Any, **kwargs: Any) -> Any:
+            self._bar = progress_bar(*args, **kwargs)
+            return self._bar
+
+        return making
+
+
+@contextmanager
+def settled_sizes(pipe: Any, run: Any, sizes: dict[str, int]) -> Iterator[None]:
+    """Fill `sizes` with those that a pipeline prepares its latents for, within a block.
+
+    Many pipelines round the sizes they are given, or take them from an image (FLUX Kontext, Fill,
+    Qwen-Image-Edit).
+
+    Args:
+        pipe: The pipeline.
+        run: The run whose call it is.
+        sizes: `height`, `width` and `num_frames`, as far as there are such.
+    """
+    if not hasattr(pipe, "prepare_latents"):
+        yield
+        return
+
+    def recording(prepare: Method) -> Method:
+        names = list(inspect.signature(prepare).parameters)
+
+        def preparing(*args: Any, **kwargs: Any) -> Any:
+            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            sizes.update({name: arguments[name] for name in _SIZES if arguments.get(name)})
+            return prepare(*args, **kwargs)
+
+        return preparing
+
+    with replaced(pipe, "prepare_latents", run, recording):
+        yield
+
+
+class _RowsHook(TransitionHook):
+    """The hook of a run: it stands between the rows of the pipeline and the particles.
+
+    Args:
+        run: The run.
+        inner: The hook that sees particles.
+
+    Attributes:
+        moves: The rows that went on at each boundary so far.
+        latents: The particles' latents after the last call.
+        num_calls: Number of network calls so far.
+    """
+
+    def __init__(self, run: PipelineRun, inner: TransitionHook) -> None:
+        self.run = run
+        self.inner = inner
+        self.number = len(run.prompts)
+        self.copies = 1
+        self.moves: list[Tensor | None] = []
+        self.latents: Tensor | None = None
+        self.num_calls = 0
+
+    def admit(self) -> None:
+        if not is_current(self.run):
+            self.run.refuse()
+
+    def at_boundary(self, at: Boundary, x_t: Tensor, z: Tensor) -> Tensor | None:
+        if at.index == 0:
+            self._begin(x_t)
+        with current(None):
+            particles = self.inner.at_boundary(at, x_t[: self.number], z[: self.number])
+        rows = None
+        if particles is not None:
+            copies = [particles + copy * self.number for copy in range(self.copies)]
+            rows = torch.cat(copies).to(z.device)
+        self.moves.append(rows)
+        return rows
+
+    def _begin(self, x_t: Tensor) -> None:
+        pipe = self.run.pipe
+        if self.moves:
+            raise UnsteerablePipeline(pipe, "it runs its scheduler more than once")
+        copies = copies_of_rows(x_t, self.number)
+        if copies is None:
+            raise ValueError(
+                f"the pipeline runs {len(x_t)} rows, expected prompts × num_particles = "
+                f"{self.number}: the way {type(pipe).__name__} lays out its batch is not supported"
+            )
+        self.copies = copies
+
+    def after_call(self, call: NetworkCall, x_next: Tensor) -> None:
+        self.latents = x_next[: self.number]
+        self.num_calls += 1
+
+    def for_copy(self) -> TransitionHook:
+        return _FollowingHook(self)
+
+
+class _FollowingHook(TransitionHook):
+    """The hook of a copy of the scheduler: its rows go where those of the original have gone."""
+
+    def __init__(self, leader: _RowsHook) -> None:
+        self.leader = leader
+
+    def at_boundary(self, at: Boundary, x_t: Tensor, z: Tensor) -> Tensor | None:
+        if at.index >= len(self.leader.moves):
+            raise UnsteerablePipeline(self.leader.run.pipe, "a copy of its scheduler steps first")
+        return self.leader.moves[at.index]
+
+
+@contextmanager
+def _claimed(run: PipelineRun) -> Iterator[None]:
+    """Hold the pipeline of a run for it alone.
+
+    Raises:
+        RuntimeError: if another run holds it.
+    """
+    with _lock:
+        if run.pipe in _in_a_run:
+            run.refuse()
+        _in_a_run.add(run.pipe)
+    try:
+        yield
+    finally:
+        with _lock:
+            _in_a_run.discard(run.pipe)
+
+
+@contextmanager
+def _scheduler_replaced(pipe: Any, scheduler: GLASSScheduler, hook: _RowsHook) -> Iterator[None]:
+    """Put a scheduler with a hook in the place of a pipeline's own, and that back.
+
+    A scheduler that somebody put there since is left there.
+    """
+    native = pipe.scheduler
+    scheduler.hook = hook
+    pipe.scheduler = scheduler
+    try:
+        yield
+    finally:
+        scheduler.hook = None
+        if pipe.scheduler is scheduler:
+            pipe.scheduler = native

@@ -1,0 +1,180 @@
+"""The network calls of a run: the native grid, with transitions laid over it.
+
+A *timetable* is what one `set_timesteps` decides. A *call* of it has an index in the host's
+`timesteps`, a place in a transition, and draws fresh noise or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from torch import Tensor
+
+from ..flow.noise import NoiseLevel
+from ..flow.solver import Block, Solver
+from ..flow.timetable import cut, timetable
+from ..flow.transition import Correlations, check_num_transitions
+from .hooks import Boundary, NetworkCall
+from .native import Native
+
+FirstTransition = Literal["ode", "posterior"]
+
+
+class Call(NamedTuple):
+    """A network call of a run, with what follows it.
+
+    Args:
+        block: The transition it belongs to.
+        i: Its number in that transition.
+        draws: Whether fresh noise is drawn after it.
+        told: What hooks and observers are told of it.
+    """
+
+    block: Block
+    i: int
+    draws: bool
+    told: NetworkCall
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """How network calls are split into transitions, and how these are sampled.
+
+    Args:
+        number: Number of transitions, clipped to the number of calls.
+        correlation: ρ of each.
+        first: Whether the first is the ODE or draws noise, too.
+        solver: How the inner ODE is integrated.
+    """
+
+    number: int
+    correlation: Correlations
+    first: FirstTransition
+    solver: Solver
+
+    def __post_init__(self) -> None:
+        check_num_transitions(self.number)
+        if self.first not in get_args(FirstTransition):
+            raise ValueError(
+                f"first_transition: expected one of {get_args(FirstTransition)}, got {self.first!r}"
+            )
+
+    @property
+    def draw_first(self) -> bool:
+        """Whether the first transition draws noise, too."""
+        return self.first == "posterior"
+
+    @property
+    def on_native_grid(self) -> bool:
+        """Whether the calls are at the native scheduler's own timesteps."""
+        return self.correlation == "ddpm" and self.solver.grid == "time"
+
+    def over(self, levels: Sequence[NoiseLevel], native: Native) -> list[Block]:
+        """Return the transitions laid over a grid of noise levels."""
+        return timetable(
+            levels,
+            self.number,
+            schedule=native.schedule,
+            correlation=self.correlation,
+            solver=self.solver,
+            draw_first=self.draw_first,
+        )
+
+
+class Timetable:
+    """What one `set_timesteps` decides.
+
+    Args:
+        native: The native scheduler, which lays the grid.
+        transitions: What is laid over the grid.
+        num_inference_steps: Number of network calls, where the host names it.
+        device: Device of `timesteps`.
+        given: What else the host gave the native scheduler: `sigmas`, `mu`, `timesteps`.
+
+    Attributes:
+        timesteps: What the network is told at each call, shape (N,).
+        sigmas: Noise levels of the calls and of the end, in the host's convention, shape (N + 1,).
+        end_scale: What the native sampler's last sample is of x at the last level.
+    """
+
+    def __init__(
+        self,
+        native: Native,
+        transitions: Transitions,
+        num_inference_steps: int | None,
+        device: Any,
+        **given: Any,
+    ) -> None:
+        grid = native.grid(num_inference_steps, device, **given)
+        self._native, self._transitions, self._grid = native, transitions, grid
+        self._blocks = transitions.over(grid.levels, native)
+        self._levels = [step.level for block in self._blocks for step in block.steps]
+        self.end_scale = grid.end_scale
+        self.timesteps: Tensor = grid.timesteps
+        self.sigmas: Tensor = grid.sigmas
+        if not transitions.on_native_grid:
+            self.timesteps = native.timesteps(self._levels, grid)
+            self.sigmas = native.sigmas([*self._levels, grid.levels[-1]])
+        self._told: list[float] = self.timesteps.tolist()
+
+    def find(self, timestep: float) -> int:
+        """Return the index of the first call at which the network is told a timestep.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if timestep not in self._told:
+            raise ValueError(
+                f"step: timestep {timestep} is not in scheduler.timesteps: set_timesteps was "
+                "called since"
+            )
+        return self._told.index(timestep)
+
+    def level(self, timestep: float, index: int | None) -> NoiseLevel:
+        """Return the noise level the host means by a timestep.
+
+        Args:
+            timestep: The timestep, which several calls may be told.
+            index: The call that is due, which is meant if it is among them.
+        """
+        if index is not None and index < len(self._told) and self._told[index] == timestep:
+            return self._levels[index]
+        if timestep in self._told:
+            return self._levels[self.find(timestep)]
+        return self._native.level_at(timestep)
+
+    def calls(self, begin: int) -> list[Call]:
+        """Return the calls of a run that begins at call `begin`, which stands in for those before.
+
+        On the native grid the transitions are laid anew over what remains. Elsewhere the host holds
+        the times already, and the transition that the run begins in is cut.
+
+        Raises:
+            ValueError: if there is no such call.
+        """
+        if not 0 <= begin < len(self._told):
+            raise ValueError(f"set_begin_index: expected 0 to {len(self._told) - 1}, got {begin}")
+        blocks = self._blocks_from(begin)
+        # a cut transition that has passed its own end is the ODE, drawn or not
+        passed = begin > 0 and not blocks[0].transition.base_snr > 0
+        draws_first = self._transitions.draw_first and not passed
+        calls: list[Call] = []
+        for k, block in enumerate(blocks):
+            at = Boundary(k, len(blocks), block.transition.t)
+            for i, step in enumerate(block.steps):
+                boundary = at if i == 0 else None
+                told = NetworkCall(begin + len(calls), len(self._told), step.level, boundary)
+                draws = i == 0 and (k > 0 or draws_first)
+                calls.append(Call(block, i, draws, told))
+        return [calls[0]] * begin + calls
+
+    def _blocks_from(self, begin: int) -> list[Block]:
+        """Return the transitions of a run that begins at call `begin`."""
+        if not begin:
+            return self._blocks
+        if self._transitions.on_native_grid:
+            return self._transitions.over(self._grid.levels[begin:], self._native)
+        solver, draw_first = self._transitions.solver, self._transitions.draw_first
+        return cut(self._blocks, begin, solver, draw_first)

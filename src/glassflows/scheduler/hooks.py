@@ -1,0 +1,81 @@
+"""What a GLASS scheduler tells of a run, and where others may act in it.
+
+A *boundary* is the start of a transition. The network's first call there gives ẑ = E[z | x_t], the
+denoised prediction of the state x_t itself, before fresh noise is drawn. An *observer* is told and
+returns nothing; a *transition hook* may also choose which rows go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..flow.noise import NoiseLevel
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The start of a transition.
+
+    Args:
+        index: Number of the transition, from 0.
+        total: Number of transitions of the run.
+        level: Noise level of x_t.
+    """
+
+    index: int
+    total: int
+    level: NoiseLevel
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """A network call of a run.
+
+    Args:
+        index: Its index in `scheduler.timesteps`.
+        total: Number of entries of `scheduler.timesteps`.
+        level: Noise level of the network's input.
+        boundary: The boundary it is made at; None within a transition.
+    """
+
+    index: int
+    total: int
+    level: NoiseLevel
+    boundary: Boundary | None
+
+
+class TransitionHook:
+    """What may be done inside a run, as `scheduler.hook`. Each method of this class does nothing.
+
+    A hook belongs to one run. An exception that it raises ends the run and passes through.
+    """
+
+    def admit(self) -> None:
+        """Refuse, by raising, a caller of `set_timesteps` or `step` that is not the hook's own."""
+
+    def at_boundary(self, at: Boundary, x_t: Tensor, z: Tensor) -> Tensor | None:
+        """Choose the rows that go on, before fresh noise is drawn.
+
+        Args:
+            at: The boundary.
+            x_t: The state, as the pipeline holds it, shape (N, *event).
+            z: Its denoised prediction, float32, same shape.
+
+        Returns:
+            N indices of rows, an int64 tensor; None for all of them as they are.
+        """
+        return None
+
+    def after_call(self, call: NetworkCall, x_next: Tensor) -> None:
+        """Take note of a network call and of the latents that the pipeline is handed after it.
+
+        Args:
+            call: The call.
+            x_next: The latents, shape (N, *event); they belong to the scheduler: do not write.
+        """
+
+    def for_copy(self) -> TransitionHook | None:
+        """Return the hook of a copy of the scheduler (LTX-2 copies its own for the sound)."""
+        return None

@@ -1,0 +1,20 @@
+"""Who goes on: strategies over the particles of a run, and the steerer that puts all together."""
+
+from .best_of_n import BestOfN
+from .feynman_kac import FeynmanKac
+from .result import SteeringResult
+from .search import BeamSearch
+from .steerer import FeynmanKacSteerer, Steerer
+from .strategy import Decision, Outcome, Strategy
+
+__all__ = [
+    "BeamSearch",
+    "BestOfN",
+    "Decision",
+    "FeynmanKac",
+    "FeynmanKacSteerer",
+    "Outcome",
+    "Steerer",
+    "SteeringResult",
+    "Strategy",
+]

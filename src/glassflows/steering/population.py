@@ -1,0 +1,118 @@
+"""The population of a run: at each boundary it asks the scorer and the strategy who goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..scheduler.hooks import Boundary, TransitionHook
+from ..scheduler.noise_source import row_seeds
+from ..smc.resampling import systematic
+from .scorer import Scorer
+from .strategy import Decision, Outcome, Strategy
+
+Select = Literal["all", "best", "sample"]
+
+
+class Scoring(NamedTuple):
+    """What happened where particles were scored.
+
+    Args:
+        transition: Number of the transition at whose start it was.
+        rewards: Rewards of the denoised predictions, shape (P, K).
+        decision: Which particles went on.
+        preview: What the reward saw, (P · K, …), uint8; None unless asked for.
+    """
+
+    transition: int
+    rewards: Tensor
+    decision: Decision
+    preview: Tensor | None
+
+
+class Population(TransitionHook):
+    """P groups of K particles under a strategy.
+
+    Args:
+        strategy: Decides which particles go on.
+        scorer: Scores their denoised predictions.
+        shape: (P, K).
+        keep_previews: Whether what the reward saw is kept.
+        show: Shows values on a progress bar.
+
+    Attributes:
+        scorings: What happened so far.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy[Any],
+        scorer: Scorer,
+        shape: tuple[int, int],
+        keep_previews: bool,
+        show: Callable[..., None],
+    ) -> None:
+        self.strategy = strategy
+        self.scorer = scorer
+        self.shape = shape
+        self.keep_previews = keep_previews
+        self.show = show
+        self.scorings: list[Scoring] = []
+        self._state = strategy.init(*shape)
+        self._generators = [torch.Generator() for _ in range(shape[0])]
+        self._total = 0
+
+    def at_boundary(self, at: Boundary, x_t: Tensor, z: Tensor) -> Tensor | None:
+        if at.index == 0:  # from pure noise every prediction is nearly E[z]: nothing to score yet
+            self._begin(at, x_t)
+            return None
+        if not self.strategy.due(at):
+            return None
+        samples = self.scorer.decoded(z.to(x_t.dtype, copy=True))
+        # the reward may write into what it gets
+        preview = self.scorer.preview(samples) if self.keep_previews else None
+        rewards = self.scorer.score(samples)
+        self._state, decision = self.strategy.step(self._state, rewards, at, self._generators)
+        self.scorings.append(Scoring(at.index, rewards, decision, preview))
+        self.show(reward=f"{float(rewards.max()):.4g}", ess=f"{float(decision.ess.mean()):.1f}")
+        return self.rows(decision.ancestors) if decision.resampled.any() else None
+
+    def _begin(self, at: Boundary, x_t: Tensor) -> None:
+        """Seed the generator of each group by the latents of its first particle."""
+        self._total = at.total
+        seeds = torch.tensor(row_seeds(x_t, stream=(-1,))).view(self.shape)
+        for generator, seed in zip(self._generators, seeds[:, 0].tolist(), strict=True):
+            generator.manual_seed(seed)
+
+    def rows(self, slots: Tensor) -> Tensor:
+        """Return the rows of slots, which are numbered within their group; shape (P, …) → (…,)."""
+        groups, particles = self.shape
+        return (torch.arange(groups)[:, None] * particles + slots).flatten()
+
+    def finish(self, rewards: Tensor) -> Outcome:
+        """Weigh the final particles by their rewards, shape (P, K)."""
+        return self.strategy.finish(self._state, rewards, self._total)
+
+    def order(self, select: Select, rewards: Tensor, log_weights: Tensor, number: int) -> Tensor:
+        """Return the slots of the samples that are returned of each group, shape (P, number).
+
+        Args:
+            select: The best first, or drawn in proportion to the weights for "sample".
+            rewards: Final rewards, shape (P, K).
+            log_weights: Final log-weights, shape (P, K).
+            number: How many of each.
+        """
+        if select != "sample":
+            return rewards.argsort(dim=-1, descending=True, stable=True)[:, :number]
+        groups = zip(log_weights.split(1), self._generators, strict=True)
+        return torch.cat([drawn_slots(group, generator, number) for group, generator in groups])
+
+
+def drawn_slots(log_weights: Tensor, generator: torch.Generator, number: int) -> Tensor:
+    """Return `number` slots drawn in proportion to their weights, shape (1, number)."""
+    slots = systematic(log_weights, [generator])
+    keep = torch.randperm(slots.shape[-1], generator=generator)[:number]
+    return slots[:, keep]

@@ -1,0 +1,341 @@
+"""Steerer: a pipeline, a reward and a strategy; FeynmanKacSteerer is it with FeynmanKac."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from ..host.batch import COUNTS
+from ..host.decode import Decode
+from ..host.ledger import Ledger
+from ..host.microbatch import BATCH_SIZE_OPTIONS, MicroBatches
+from ..host.outputs import OUTPUT_TYPES, channels_first, rows_of_others, rows_of_output
+from ..host.refusals import check_steerable
+from ..host.run import Drawn, PipelineRun
+from ..scheduler.flow_match import GLASSFlowMatchScheduler
+from ..scheduler.glass import GLASSScheduler
+from ..smc.potentials import Potential
+from .feynman_kac import FeynmanKac, RewardScale
+from .population import Population, Scoring, Select
+from .record import recipe
+from .result import SteeringResult
+from .scorer import Reward, Scorer
+from .strategy import Strategy
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class _Wanted(NamedTuple):
+    """What a call is to return: in which form, which samples, how many of each prompt."""
+
+    output_type: str
+    select: Select
+    num_images_per_prompt: int
+
+
+class Steerer:
+    """Draw K particles per prompt with GLASS transitions, and let a strategy choose who goes on.
+
+    At the start of every transition but the first the denoised predictions (free: the network's
+    first call there) are decoded and scored, and the strategy decides which particles go on.
+
+    Args:
+        pipe: Any pipeline whose scheduler has a GLASS counterpart. Its scheduler is replaced for
+            the call and put back.
+        reward: `reward(images, prompts)` gets float images (N, 3, H, W) in [0, 1], or videos (N,
+            frames, 3, H, W), or waveforms (N, channels, samples), and one prompt per particle (None
+            where only embeddings were given), and returns N scores, higher is better.
+        strategy: Which particles go on: `FeynmanKac()`, `BestOfN()`, `BeamSearch()`, or any object
+            with the methods of `Strategy`.
+        num_particles: K, particles per prompt.
+        num_transitions: Number of transitions; None keeps that of a GLASSScheduler in the pipeline,
+            else its default.
+        decode: Turns latents, as the scheduler sees them, into images for the reward; None decodes
+            as the pipeline does. "latents" decodes nothing: the reward gets the latents, the final
+            ones as they left the last step.
+        batches: How many particles are worked on at a time.
+        previews: Whether the result keeps the decoded predictions of every scoring.
+
+    Raises:
+        ValueError: if an option is out of range, the pipeline cannot be steered or its scheduler
+            has no GLASS counterpart.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        reward: Reward,
+        strategy: Strategy[Any] = FeynmanKac(),  # noqa: B008 (frozen)
+        num_particles: int = 8,
+        *,
+        num_transitions: int | None = None,
+        decode: Decode | Literal["latents"] | None = None,
+        batches: MicroBatches = MicroBatches(),  # noqa: B008 (frozen)
+        previews: bool = False,
+    ) -> None:
+        if num_particles < 1:
+            raise ValueError(f"num_particles: expected at least 1, got {num_particles}")
+        if not callable(reward):
+            raise ValueError(
+                f"reward: expected a function of images and prompts, got {type(reward).__name__}"
+            )
+        if not hasattr(strategy, "due"):
+            raise ValueError(
+                f"strategy: expected a strategy such as FeynmanKac(), got {strategy!r}: pass "
+                "num_particles after it, or by name"
+            )
+        self.pipe = pipe
+        self.reward = reward
+        self.strategy = _scaled_as(strategy, reward)
+        self.num_particles = num_particles
+        self.num_transitions = num_transitions
+        self.decode = decode
+        self.batches = batches
+        self.previews = previews
+        check_steerable(pipe)  # what would fail in the call is refused now
+        self.strategy.init(1, num_particles)
+        self._scheduler()
+
+    def __call__(
+        self, prompt: str | Sequence[str] | None = None, *, select: Select = "all", **kwargs: Any
+    ) -> SteeringResult:
+        """Draw and steer K images per prompt.
+
+        Args:
+            prompt: One prompt, or a list of P; None where the pipeline takes embeddings, class
+                labels or an image.
+            select: "all" returns the particles of each prompt, best first, "best" the best of each,
+                "sample" draws among them by their final weights (particles may occur twice).
+            kwargs: The pipeline's own keyword arguments (`num_inference_steps`, `generator`,
+                `output_type`, `height`, `callback_on_step_end` …). `num_images_per_prompt` is how
+                many are returned of each prompt, of the K. A list of generators has one per prompt,
+                or one per particle, prompt-major. With `return_dict=False` the tuple (images,
+                result) is returned.
+
+        Raises:
+            ValueError: if `output_type` or `select` is unknown, more images are wanted than there
+                are particles, the pipeline cannot be steered, there are as many images as
+                particles, or the reward does not return one finite score per particle.
+            RuntimeError: if a steered call of the same pipeline is under way.
+
+        After any exception the pipeline is as it was before.
+        """
+        as_tuple = not kwargs.pop("return_dict", True)
+        wanted = self._wanted(select, kwargs)
+        given = kwargs if prompt is None else {"prompt": prompt, **kwargs}
+        ledger = Ledger()
+        run = PipelineRun(self.pipe, given, self.num_particles, self.batches, ledger)
+        scheduler = self._scheduler()
+        written = recipe(
+            self.pipe,
+            scheduler,
+            self.reward,
+            self.strategy,
+            self._options(),
+            given | wanted._asdict(),
+        )
+        decode: Any = run.decoder() if self.decode is None else self.decode
+        scorer = Scorer(
+            self.reward,
+            decode,
+            run.prompts,
+            self.num_particles,
+            self.batches,
+            ledger,
+        )
+        shape = (len(run.prompts) // self.num_particles, self.num_particles)
+        population = Population(self.strategy, scorer, shape, self.previews, run.show)
+        with ledger.timing("total"):
+            # as floats, so that the reward sees no rounding
+            drawn = run(scheduler, population, "latent" if wanted.output_type == "latent" else "np")
+            result = self._result(drawn, population, wanted, written)
+        return (result.images, result) if as_tuple else result  # type: ignore[return-value]
+
+    def _wanted(self, select: Select, kwargs: dict[str, Any]) -> _Wanted:
+        """Take out of a call's keyword arguments what it is to return."""
+        output_type = kwargs.pop("output_type", "pil")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(
+                f'output_type: expected "pil", "np", "pt" or "latent", got {output_type!r}'
+            )
+        if select not in get_args(Select):
+            raise ValueError(f"select: expected one of {get_args(Select)}, got {select!r}")
+        counts = [kwargs.pop(name, None) for name in COUNTS]
+        default = 1 if select == "best" else self.num_particles
+        number = next((count for count in counts if count is not None), default)
+        if not 1 <= number <= self.num_particles:
+            raise ValueError(
+                f"num_images_per_prompt: expected 1 to num_particles={self.num_particles}, got "
+                f"{number}"
+            )
+        return _Wanted(output_type, select, number)
+
+    def _scheduler(self) -> GLASSScheduler:
+        """Return a GLASS scheduler for the pipeline, made of its own."""
+        native = self.pipe.scheduler
+        options: dict[str, Any] = {}
+        if "noise_scale" in self.pipe.config:
+            options["noise_scale"] = self.pipe.config["noise_scale"]
+        if self.num_transitions is not None:
+            options["num_transitions"] = self.num_transitions
+        asked_for_by_name = isinstance(native, FlowMatchEulerDiscreteScheduler)
+        cls = GLASSFlowMatchScheduler if asked_for_by_name else GLASSScheduler
+        return cls.from_scheduler(native, **options)
+
+    def _options(self) -> dict[str, Any]:
+        """Return the options by the names that `FeynmanKacSteerer` has for them, for the recipe."""
+        sizes = {BATCH_SIZE_OPTIONS[name]: size for name, size in vars(self.batches).items()}
+        own = {"num_particles": self.num_particles, "previews": self.previews}
+        strategy = self.strategy
+        names = [field.name for field in fields(strategy)] if is_dataclass(strategy) else []
+        return own | {name: getattr(strategy, name) for name in names} | sizes
+
+    def _result(
+        self, drawn: Drawn, population: Population, wanted: _Wanted, written: dict[str, Any]
+    ) -> SteeringResult:
+        """Weigh the final samples by their own rewards and put everything together."""
+        scorer = population.scorer
+        samples = self._final_samples(drawn, scorer, wanted.output_type)
+        rewards = scorer.score(samples)
+        outcome = population.finish(rewards)
+        order = population.order(
+            wanted.select, rewards, outcome.log_weights, wanted.num_images_per_prompt
+        )
+        rows = population.rows(order)
+        return SteeringResult(
+            images=rows_of_output(drawn.outputs[0], rows, wanted.output_type),
+            others=rows_of_others(drawn.outputs, rewards.numel(), rows),
+            rewards=rewards,
+            log_weights=outcome.log_weights,
+            log_evidence=outcome.log_evidence,
+            strategy=type(self.strategy).__name__,
+            reward_scale=outcome.reward_scale,
+            order=order,
+            interrupted=drawn.interrupted,
+            ledger=scorer.ledger,
+            recipe=written,
+            **_history(population.scorings, rewards),
+        )
+
+    def _final_samples(self, drawn: Drawn, scorer: Scorer, output_type: str) -> torch.Tensor:
+        """Return the samples that are returned, as the reward sees them."""
+        if scorer.wants_latents:
+            if drawn.latents is None:
+                raise ValueError(
+                    f"{type(self.pipe).__name__} was interrupted before its first step: no latents "
+                    "yet"
+                )
+            return scorer.decoded(drawn.latents)
+        if output_type == "latent":
+            return scorer.decoded(drawn.outputs[0])
+        device = "cpu" if drawn.latents is None else drawn.latents.device
+        return channels_first(drawn.outputs[0]).to(device)
+
+
+def _history(scorings: Sequence[Scoring], rewards: torch.Tensor) -> dict[str, Any]:
+    """Return the fields of a result that tell of the scorings on the way."""
+    decisions = [one.decision for one in scorings]
+    previews = [one.preview for one in scorings if one.preview is not None]
+    none = rewards[None][:0]
+    return {
+        "transitions": tuple(one.transition for one in scorings),
+        "scored": torch.stack([one.rewards for one in scorings]) if scorings else none,
+        "ancestors": _stacked([one.ancestors for one in decisions], none.long()),
+        "resampled": _stacked([one.resampled for one in decisions], none[..., 0].bool()),
+        "ess": _stacked([one.ess for one in decisions], none[..., 0]),
+        "previews": torch.stack(previews) if previews else None,
+    }
+
+
+def _stacked(tensors: list[torch.Tensor], empty: torch.Tensor) -> torch.Tensor:
+    return torch.stack(tensors) if tensors else empty
+
+
+def _scaled_as(strategy: Strategy[Any], reward: Any) -> Strategy[Any]:
+    """Return a strategy that leaves its reward scale open with that of the reward."""
+    if is_dataclass(strategy) and getattr(strategy, "reward_scale", 0.0) is None:
+        scale = getattr(reward, "reward_scale", 1.0)
+        return replace(strategy, reward_scale=scale)  # type: ignore[type-var]
+    return strategy
+
+
+class FeynmanKacOptions(TypedDict, total=False):
+    """The options of `FeynmanKac`; see there."""
+
+    reward_scale: RewardScale | None
+    potential: str | Potential
+    resampling: str
+    ess_threshold: float
+    score_every: int
+    start: float
+    stop: float
+
+
+class FeynmanKacSteerer(Steerer):
+    """Sample a pipeline from p(z) exp(λ_r r(z)): a `Steerer` with `FeynmanKac`.
+
+    Args:
+        pipe, reward, num_particles, num_transitions, decode, previews: As in `Steerer`.
+        particle_batch_size: Particles the networks see at a time, inside the pipeline's own loop;
+            None for all.
+        decode_batch_size: Latents decoded at a time, on the way and in the pipeline at the end;
+            None for all.
+        reward_batch_size: Samples scored at a time; None for all.
+        options: The options of `FeynmanKac`: `reward_scale`, `potential`, `resampling`,
+            `ess_threshold`, `score_every`, `start`, `stop`.
+
+    Raises:
+        ValueError: as `Steerer`, `FeynmanKac` and `MicroBatches` do.
+        TypeError: for an option that none of them has.
+
+    Reference:
+        Singhal et al., arXiv:2501.06848; Holderrieth et al., arXiv:2509.25170, section 5.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        reward: Reward,
+        num_particles: int = 8,
+        *,
+        num_transitions: int | None = None,
+        decode: Decode | Literal["latents"] | None = None,
+        particle_batch_size: int | None = None,
+        decode_batch_size: int | None = None,
+        reward_batch_size: int | None = None,
+        previews: bool = False,
+        **options: Unpack[FeynmanKacOptions],
+    ) -> None:
+        super().__init__(
+            pipe,
+            reward,
+            FeynmanKac(**options),
+            num_particles,
+            num_transitions=num_transitions,
+            decode=decode,
+            batches=MicroBatches(particle_batch_size, decode_batch_size, reward_batch_size),
+            previews=previews,
+        )
+
+
+def _field_of(part: str, name: str) -> property:
+    """Return an attribute of a steerer that reads a field of one of its parts, and sets it anew."""
+
+    def read(steerer: Steerer) -> Any:
+        return getattr(getattr(steerer, part), name)
+
+    def write(steerer: Steerer, value: Any) -> None:
+        setattr(steerer, part, replace(getattr(steerer, part), **{name: value}))
+
+    return property(read, write)
+
+
+for _field in fields(FeynmanKac):
+    setattr(FeynmanKacSteerer, _field.name, _field_of("strategy", _field.name))
+for _name, _option in BATCH_SIZE_OPTIONS.items():
+    setattr(FeynmanKacSteerer, _option, _field_of("batches", _name))
