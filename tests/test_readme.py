@@ -19,19 +19,22 @@ IN_PLACE_OF = {  # what stands in the README: what runs here
     "PickScore()": "PickScore(CLIP)",
     "AestheticScore()": "AestheticScore(AESTHETIC)",
     "height=768": "height=32",
+    '"height": 768, "width": 1360': '"height": 32, "width": 32',
     "width=1360": "width=32, max_sequence_length=12",
 }
 
 
 @tiny.TRANSFORMERS_5
-@pytest.mark.parametrize("path", ["README.md", "docs/rewards.md", "examples/scenes/README.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/hooks.md", "docs/rewards.md", "docs/steering.md", "examples/scenes/README.md"])
 def test_blocks_run(path, monkeypatch, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(), re.MULTILINE | re.DOTALL)
     assert blocks
     monkeypatch.chdir(ROOT)
     names = {"images": torch.rand(2, 3, 32, 32), "prompts": ["a red circle", "two blue squares"], "torch": torch}
     names["AESTHETIC"] = checkpoints.aesthetic(tmp_path / "aesthetic")
-    exec("from scenes import CLIP, load_pipeline", names)
+    exec("from scenes import CLIP, load_pipeline, load_reward", names)
+    if path not in ("README.md", "examples/scenes/README.md"):  # they begin with a pipeline and a reward at hand
+        exec("pipe, reward = load_pipeline(), load_reward()", names)
     for block in blocks:
         for written, run in IN_PLACE_OF.items():
             block = block.replace(written, run)
@@ -40,7 +43,7 @@ def test_blocks_run(path, monkeypatch, tmp_path):
 
 
 def test_substitutions_are_still_needed():
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "rewards.md").read_text()
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/hooks.md", "docs/rewards.md"))
     assert all(written in text for written in IN_PLACE_OF)
 
 
