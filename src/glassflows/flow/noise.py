@@ -1,7 +1,7 @@
 """Noise schedules: the scales (α_t, σ_t) of signal and noise at time t ∈ [0, 1].
 
-A noised sample is x_t = α_t z + σ_t ε, of a clean sample z and standard normal noise ε: noise at
-t = 0, data at t = 1. A noise level is (t, α_t, σ_t), and a noise schedule maps t to it. The
+A noised sample is x_t = α_t z + σ_t ε, of a clean sample z and standard normal noise ε: noise
+at t = 0, data at t = 1. A noise level is (t, α_t, σ_t), and a noise schedule maps t to it. The
 signal-to-noise ratio P_t = (α_t/σ_t)² increases in t, so that it has an inverse.
 """
 
@@ -88,9 +88,9 @@ class VariancePreserving:
     """A discrete table α_t² = ᾱ_n, σ_t² = 1 − ᾱ_n (SD, SDXL, DiT …) in continuous time.
 
     Entry n of T lies at t = 1 − (n + 1)/T. The last entry, noise or nearly so, is at t = 0, and
-    clean data follow the first entry at t = 1. Between entries the angle φ = atan2(σ, α) is linear
-    in t. This angle is finite for every signal-to-noise ratio, from clean data (φ = 0) to a zero
-    terminal SNR (φ = π/2).
+    clean data follow the first entry at t = 1. Between entries the angle φ = atan2(σ, α) is
+    linear in t. This angle is finite for every signal-to-noise ratio, from clean data (φ = 0) to a
+    zero terminal SNR (φ = π/2).
 
     Args:
         alphas_cumprod: ᾱ_0 > ᾱ_1 > … > ᾱ_{T−1}, shape (T,), in [0, 1).

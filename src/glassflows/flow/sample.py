@@ -1,8 +1,8 @@
 """The algorithm as a loop over a denoiser: a transition, a posterior sample, a value, a chain.
 
-A denoiser is a function `denoiser(x, t)` that returns E[z | x_t = x]. A transition draws x_t′ given
-x_t. A posterior sample is a clean sample z given x_t, and the value of x_t is log E[exp r(z) | x_t]
-for a reward r. A chain is a sequence of transitions from noise (t = 0) to data (t = 1).
+A denoiser is a function `denoiser(x, t)` that returns E[z | x_t = x]. A transition draws x_t′
+given x_t. A posterior sample is a clean sample z given x_t. The value of x_t for a reward r is
+log E[exp r(z) | x_t]. A chain is a sequence of transitions from noise (t = 0) to data (t = 1).
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def sample_posterior(
 ) -> Tensor:
     """Draw a clean sample z from the posterior p(z | x_t).
 
-    This is the transition to t′ = 1, which does not depend on ρ. Arguments, return value and errors
-    are those of `sample_transition`.
+    This is the transition to t′ = 1, which does not depend on ρ. Arguments, return value and
+    errors are those of `sample_transition`.
 
     Reference:
         Holderrieth et al., GLASS Flows, arXiv:2509.25170, section 4.
@@ -228,8 +228,8 @@ def sample(
             if None.
         schedule, solver, options: As in `sample_transition`.
         correlation: As in `sample_transition`, or a list with one value per transition (the first
-            transition, the plain ODE, does not use its value), or a function (t, t′) ↦ ρ such as
-            `renewal(0.5)`.
+            transition, the plain ODE, does not use its value), or a function (t, t′) ↦ ρ such
+            as `renewal(0.5)`.
         generator: Source of the noise of all transitions but the first.
         noises: The noises themselves, one per transition after the first, instead of a generator.
 
@@ -293,7 +293,7 @@ def run_block(
     """Run the inner ODE of one transition; return x_t′ and the initial state of the next.
 
     Args:
-        noise: Fresh noise ε̄, the initial e; None to continue from the e of `state`.
+        noise: Fresh noise ε̄, the initial e; None to go on from the e of `state`.
     """
     x = network_input(block.steps[0], state)
     for i, step in enumerate(block.steps):

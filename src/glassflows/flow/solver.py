@@ -1,12 +1,12 @@
 """The weights that integrate the inner ODE de/dλ = ẑ between the network calls of a transition.
 
-An inner step e(λ_i) → e(λ_{i+1}) follows each network call. A block is a transition together with
-the weights of its inner steps.
+An inner step e(λ_i) → e(λ_{i+1}) follows each network call. A block is a transition together
+with the weights of its inner steps.
 
-Between two calls ẑ is taken to be a polynomial in ψ(λ) = atan2(a, λ), with a = √(1 + P_t): smooth
-in λ at 0 and in 1/λ at data. The predictor extrapolates the line through the last two ẑ. When the
-next ẑ arrives, the corrector replaces that line by the parabola through all three, without a
-further call (as UniPC does). All weights are integrals over λ, computed once as floats.
+Between two calls ẑ is taken to be a polynomial in ψ(λ) = atan2(a, λ), with a = √(1 + P_t):
+smooth in λ at 0 and in 1/λ at data. The predictor extrapolates the line through the last two ẑ.
+When the next ẑ arrives, the corrector replaces that line by the parabola through all three,
+without a further call (as UniPC does). All weights are integrals over λ, computed once as floats.
 
 The rules at a boundary (the start of a transition) and the limits of extrapolation were chosen by
 measurement; docs/solvers.md has the tables and the reasons.
@@ -79,8 +79,8 @@ class Solver:
             also predicted from it.
         response: Change of ẑ that is expected from fresh noise in the first of several steps of a
             transition, as a share of the Gaussian posterior variance 1/(1 + P_t).
-        trust: Mean squared change of ẑ between two calls that is extrapolated in full, in units of
-            the change for Gaussian data; infinite for no limit.
+        trust: Mean squared change of ẑ between two calls that is extrapolated in full, in units
+            of the change for Gaussian data; infinite for no limit.
         reach: Shift of the network's input, in units of its noise, below which an extrapolation is
             always trusted.
 
@@ -234,9 +234,9 @@ def _boundary(
 ) -> dict[str, Any]:
     """Return the weights with which a transition's first call corrects the previous transition.
 
-    If the previous inner ODE ended at the precision of x_t itself (ρ_DDPM), the ẑ of this call is
-    also the ẑ at the end of that ODE; otherwise no weights are returned. Transitions of one call
-    are left alone, because they are DDPM's ancestral steps.
+    If the previous inner ODE ended at the precision of x_t itself (ρ_DDPM), the ẑ of this call
+    is also the ẑ at the end of that ODE; otherwise no weights are returned. Transitions of one
+    call are left alone, because they are DDPM's ancestral steps.
     """
     if solver.boundary == "discard" or previous is None or len(previous.steps) == 1:
         return {}
@@ -293,8 +293,9 @@ def _learning(
 def _curve(psi: Variable, lams: Sequence[float]) -> float:
     """Return the weight `curve`, which makes the corrected step quadratic in ψ.
 
-    The weight multiplies Δ_i − Δ_{i−1} · span_i / span_{i−1}. The third call also makes the first
-    step quadratic, because that step has no ẑ before it. On the scale √P it is the longest step.
+    The weight multiplies Δ_i − Δ_{i−1} · span_i / span_{i−1}. The third call also makes
+    the first step quadratic, because that step has no ẑ before it. On the scale √P it is the
+    longest step.
     """
 
     def integral(start: float, end: float) -> float:  # ∫ (ψ − ψ(start)) (ψ − ψ(end)) dλ

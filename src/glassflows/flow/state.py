@@ -1,7 +1,7 @@
 """The state of a running transition, and the inner step that advances it.
 
-The state holds x_t/σ_t, the innovation e, and the history of the last network call: its ẑ and its
-slope Δ = ẑ_i − ẑ_{i−1}. `solver` makes the weights of the inner steps.
+The state holds x_t/σ_t, the innovation e, and the history of the last network call: its ẑ and
+its slope Δ = ẑ_i − ẑ_{i−1}. `solver` makes the weights of the inner steps.
 """
 
 from __future__ import annotations
@@ -101,11 +101,11 @@ def inner_step(
         i: Index of the network call that gave ẑ.
         state: The state whose network input that call received.
         denoised: ẑ_i, shape of x_t.
-        noise: Fresh noise ε̄, the initial e of a transition; None to continue from the e of `state`.
+        noise: Fresh noise ε̄, the initial e of a transition; None to go on from the e of `state`.
 
     Returns:
-        The next network input, or x_t′ at the end of the transition, and the state that belongs to
-        it.
+        The next network input, or x_t′ at the end of the transition, and the state that belongs
+        to it.
     """
     state, slope = correct(block.steps[i], state, denoised)
     if noise is not None:
@@ -121,7 +121,8 @@ def correct(
 ) -> tuple[InnerState, Slope | None]:
     """Correct the step that led to ẑ_i, now that ẑ_i is known; return the state and the slope.
 
-    At λ = 0 that step was the last of the previous transition, and the correction moves x_t itself.
+    At λ = 0 that step was the last of the previous transition, and the correction moves x_t
+    itself.
     """
     last = state.history
     if last is None:
@@ -167,10 +168,11 @@ def leave(block: Block, state: InnerState) -> tuple[Tensor, InnerState]:
 def moved(step: InnerStep, state: InnerState, x: Tensor, returned: Tensor) -> InnerState:
     """Return the state whose network input at this step is x, moved by δ = x − returned.
 
-        δ(x_t/σ_t) = cos θ · δ/σ_t*,   δe = sin θ · δ/σ_t*   (along the sufficient direction)
+        δ(x_t/σ_t) = cos θ · δ/σ_t*,   δe = sin θ · δ/σ_t*
 
-    The history of a moved row belongs to another path, and the row forgets it. A host that only
-    rounds its latents, to bfloat16 at the coarsest, moves no row.
+    The state moves along the sufficient direction. The history of a moved row belongs to another
+    path, and the row forgets it. A host that only rounds its latents, to bfloat16 at the coarsest,
+    moves no row.
     """
     delta, history = x - returned, state.history
     if history is not None:

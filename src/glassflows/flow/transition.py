@@ -6,9 +6,9 @@ Given z and x_t, the next state is Gaussian with a noise correlation ρ to the c
 
     γ̄ = ρ σ_t′/σ_t,   ᾱ = α_t′ − γ̄ α_t,   σ̄² = σ_t′² (1 − ρ²)
 
-The innovation e = λ z + ε̄ is a second measurement of z, independent of x_t. Its precision λ² grows
-from 0 (pure noise) to λ̄² = (ᾱ/σ̄)². Precisions add: the two measurements together are one ordinary
-network input, of precision P_t + λ².
+The innovation e = λ z + ε̄ is a second measurement of z, independent of x_t. Its precision λ²
+grows from 0 (pure noise) to λ̄² = (ᾱ/σ̄)². Precisions add: the two measurements together
+are one ordinary network input, of precision P_t + λ².
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Transition:
         t_next: Noise level of the next state x_t′.
         gamma: γ̄, weight of x_t in x_t′.
         alpha: ᾱ, weight of the clean sample z in x_t′.
-        sigma: σ̄, weight of the fresh noise ε̄ in x_t′; 0 if x_t′ is a function of x_t and z.
+        sigma: σ̄, weight of fresh noise ε̄ in x_t′; 0 if x_t′ is a function of x_t and z.
         base_snr: Precision of z that x_t contributes: P_t, or 0 in the first transition of a chain.
         lam_start: Initial λ of the innovation: 0, or √P_t in the first transition of a chain.
     """
@@ -77,7 +77,7 @@ class Transition:
 
 
 def ddpm_correlation(t: NoiseLevel, t_next: NoiseLevel) -> float:
-    """Return ρ_DDPM = α_t σ_t′ / (σ_t α_t′), which makes the transition that of DDPM."""
+    """Return ρ_DDPM = α_t σ_t′ / (σ_t α_t′), the ρ of DDPM's reverse transition."""
     return t.alpha * t_next.sigma / (t.sigma * t_next.alpha)
 
 
@@ -109,8 +109,8 @@ def first_transition(t: NoiseLevel, t_next: NoiseLevel) -> Transition:
     """Return the transition out of the initial latents of a chain.
 
     The initial latents hold noise (and signal) already, so they themselves are the innovation:
-    e = x_t/σ_t at λ = √P_t, on a base of precision 0. Nothing is drawn, and the transition is the
-    plain ODE for every correlation.
+    e = x_t/σ_t at λ = √P_t, on a base of precision 0. Nothing is drawn, and the transition is
+    the plain ODE for every correlation.
     """
     return Transition(
         t,
@@ -184,11 +184,12 @@ def renewal(
 ) -> Callable[[float, float], float]:
     """Return the rule (t, t′) ↦ ρ that renews a fixed fraction of the variance of ẑ.
 
-        ρ = (√(1 − f) √(α_t² + σ_t²) √(α_t′² + σ_t′²) − α_t α_t′) / (σ_t σ_t′),   cut off at ±1
+        ρ = (√(1 − f) √(α_t² + σ_t²) √(α_t′² + σ_t′²) − α_t α_t′) / (σ_t σ_t′)
 
-    For standard Gaussian data ẑ is a multiple of x_t. The share of the variance of the next ẑ that
-    x_t does not explain is then 1 − corr(x_t, x_t′)², and the rule sets this share to f. ρ_DDPM
-    sets it to 1 − P_t (1 + P_t′) / (P_t′ (1 + P_t)): nearly all at noise, little near data.
+    The rule cuts ρ off at ±1. For standard Gaussian data ẑ is a multiple of x_t. The share of
+    the variance of the next ẑ that x_t does not explain is then 1 − corr(x_t, x_t′)², and
+    the rule sets this share to f. ρ_DDPM sets it to 1 − P_t (1 + P_t′) / (P_t′ (1 + P_t)):
+    nearly all at noise, little near data.
 
     Args:
         fraction: f in [0, 1]; 0 keeps, and 1 renews, as much as |ρ| ≤ 1 allows.

@@ -1,4 +1,7 @@
-"""Latents → what a pipeline makes of them, as each family does at the end of its own call."""
+"""Latents → what a pipeline makes of them, as each family does at the end of its own call.
+
+A family is a set of pipelines that decode alike, and a function of a call and its latents.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,9 @@ class PipelineCall:
 
     Args:
         pipe: The pipeline.
-        given: The keyword arguments it was called with.
-        settled: The sizes it settled on (`height`, `width`, `num_frames`), filled in while it runs.
+        given: Keyword arguments of the call.
+        settled: Sizes that the pipeline runs at (`height`, `width`, `num_frames`), filled in while
+            it runs.
     """
 
     pipe: Any
@@ -30,7 +34,7 @@ class PipelineCall:
     settled: Mapping[str, int] = field(default_factory=dict)
 
     def asked(self, name: str) -> Any:
-        """Return what was given, else the default; None where the pipeline has neither."""
+        """Return an argument of the call, else its default; None if the pipeline has neither."""
         parameter = inspect.signature(type(self.pipe).__call__).parameters.get(name)
         default = (
             None if parameter is None or parameter.default is parameter.empty else parameter.default
@@ -47,23 +51,22 @@ Family = Callable[[PipelineCall, Tensor], Tensor]
 
 
 def decoder(call: PipelineCall) -> Decode:
-    """Return the function that turns latents, as the scheduler sees them, into what the reward
-    sees, float32.
+    """Return the function from latents, as the scheduler sees them, to what the reward sees.
 
-    That is images (N, 3, H, W) or videos (N, frames, 3, H, W) in [0, 1], or waveforms (N, channels,
-    samples).
+    A reward sees images (N, 3, H, W) or videos (N, frames, 3, H, W) in [0, 1], or waveforms
+    (N, channels, samples), float32.
 
     Args:
-        call: The call of a pipeline of one of the families below; its sizes are read when latents
-            are decoded.
+        call: A call of a pipeline; its sizes are read when latents are decoded.
 
     Raises:
-        ValueError: if the pipeline is of no known family.
+        ValueError: if the pipeline belongs to none of the families below.
     """
     family = _family(call.pipe)
     if family is None:
         raise ValueError(
-            f"decode: do not know how {type(call.pipe).__name__} turns latents into images: {_REMEDY}"
+            f"decode: do not know how {type(call.pipe).__name__} turns latents into images: "
+            f"{_REMEDY}"
         )
 
     @torch.no_grad()
@@ -74,8 +77,7 @@ def decoder(call: PipelineCall) -> Decode:
 
 
 def _family(pipe: Any) -> Family | None:
-    """Return the family of a pipeline: that of its class, else of the diffusers package its class
-    comes from."""
+    """Return the family of a pipeline: that of its class, else that of its diffusers package."""
     if type(pipe).__name__ == "WanImageToVideoPipeline" and pipe.config.expand_timesteps:
         return None  # the first frame is not the model's
     for cls in type(pipe).__mro__:
@@ -91,23 +93,25 @@ def _family(pipe: Any) -> Family | None:
 
 
 def _image(call: PipelineCall, latents: Tensor) -> Tensor:
-    """One latent per image."""
+    """Decode one latent per image."""
     return _postprocessed(call, _denormalise_and_decode(call.pipe.vae, latents))
 
 
 def _image_standardised(call: PipelineCall, latents: Tensor) -> Tensor:
-    """By mean and standard deviation alone."""
+    """Decode images from latents scaled by mean and standard deviation alone."""
     return _postprocessed(call, _denormalise_and_decode(call.pipe.vae, latents, scaling_factor=1.0))
 
 
 def _image_unshifted(call: PipelineCall, latents: Tensor) -> Tensor:
-    """As SD3's inpainting does, though it encodes with a shift."""
+    """Decode images without a shift, as SD3's inpainting does although it encodes with a shift."""
     return _postprocessed(call, _denormalise_and_decode(call.pipe.vae, latents, shift_factor=0.0))
 
 
 def _packed(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Latents packed into tokens, which the pipeline itself unpacks; video autoencoders hold an
-    image as one frame."""
+    """Decode images from tokens, which the pipeline itself unpacks.
+
+    Video autoencoders hold an image as one frame.
+    """
     pipe = call.pipe
     known = {name: call.size(name) for name in ("height", "width")}
     known["vae_scale_factor"] = pipe.vae_scale_factor
@@ -122,8 +126,10 @@ def _packed(call: PipelineCall, latents: Tensor) -> Tensor:
 
 
 def _denormalise_patches_and_decode(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Patches of 2 × 2 latents, in tokens or in place, normalised by the autoencoder's batch
-    statistics."""
+    """Decode images from patches of 2 × 2 latents, in tokens or in place.
+
+    The patches were normalised by the batch statistics of the autoencoder.
+    """
     pipe = call.pipe
     if latents.ndim == 3:
         patch = 2 * pipe.vae_scale_factor
@@ -141,19 +147,19 @@ def _denormalise_patches_and_decode(call: PipelineCall, latents: Tensor) -> Tens
 
 
 def _quantised(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Kandinsky's MoVQ."""
+    """Decode images by Kandinsky's MoVQ."""
     return _unit(
         call.pipe.movq.decode(latents.to(call.pipe.movq.dtype), force_not_quantize=True)["sample"]
     )
 
 
 def _pixels(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Models of pixels have no latents."""
+    """Return the images of a model of pixels, which has no latents."""
     return _postprocessed(call, latents)
 
 
 def _kandinsky5(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Channels last, frames first."""
+    """Decode images or videos from latents (N, frames, h, w, C)."""
     latents = latents.permute(0, 4, 1, 2, 3)
     if getattr(call.pipe, "video_processor", None) is not None:
         return _video(call, latents)
@@ -164,17 +170,17 @@ def _kandinsky5(call: PipelineCall, latents: Tensor) -> Tensor:
 
 
 def _video(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Latents (N, C, frames, h, w)."""
+    """Decode videos from latents (N, C, frames, h, w)."""
     return _frames(call, _denormalise_and_decode(call.pipe.vae, latents))
 
 
 def _first_frame(call: PipelineCall, latents: Tensor) -> Tensor:
-    """A video model that draws images."""
+    """Decode the images of a video model, its first frames."""
     return _video(call, latents)[:, 0]
 
 
 def _animatediff(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Latents (N, C, frames, h, w), which the pipeline has a method for."""
+    """Decode videos from latents (N, C, frames, h, w), by a method of the pipeline."""
     return _frames(call, call.pipe.decode_latents(latents.to(call.pipe.vae.dtype)))
 
 
@@ -185,14 +191,14 @@ def _latte(call: PipelineCall, latents: Tensor) -> Tensor:
 
 
 def _stable_video(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Latents (N, frames, C, h, w), decoded in chunks as the call asks."""
+    """Decode videos from latents (N, frames, C, h, w), in chunks as the call asks."""
     frames = latents.shape[1]
     chunk = call.asked("decode_chunk_size") or frames
     return _frames(call, call.pipe.decode_latents(latents.to(call.pipe.vae.dtype), frames, chunk))
 
 
 def _allegro(call: PipelineCall, latents: Tensor) -> Tensor:
-    """The autoencoder works in whole tiles; the rest is cut off."""
+    """Decode videos in whole tiles of the autoencoder, cut to the size of the call."""
     videos = call.pipe.decode_latents(latents.to(call.pipe.vae.dtype))
     return _frames(
         call, videos[:, :, : call.asked("num_frames"), : call.size("height"), : call.size("width")]
@@ -200,8 +206,10 @@ def _allegro(call: PipelineCall, latents: Tensor) -> Tensor:
 
 
 def _cogvideox(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Latents (N, frames, C, h, w), padded in front to whole patches where the number of frames is
-    asked for."""
+    """Decode videos from latents (N, frames, C, h, w), without the padding in front.
+
+    The pipeline pads to whole patches where the call asks for a number of frames.
+    """
     asked = call.asked("num_frames")
     padding = (
         0
@@ -212,13 +220,16 @@ def _cogvideox(call: PipelineCall, latents: Tensor) -> Tensor:
 
 
 def _vace(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Wan VACE puts its reference images in front."""
+    """Decode videos without the reference images, which Wan VACE puts in front."""
     frames = (call.asked("num_frames") - 1) // call.pipe.vae_scale_factor_temporal + 1
     return _video(call, latents[:, :, -frames:])
 
 
 def _ltx(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Tokens; those of conditions come before (LTX-Condition) or after (LTX-2)."""
+    """Decode videos from tokens, without the tokens of conditions.
+
+    Tokens of conditions come first in LTX-Condition and last in LTX-2.
+    """
     pipe, vae = call.pipe, call.pipe.vae
     frames = (call.asked("num_frames") - 1) // pipe.vae_temporal_compression_ratio + 1
     height, width = (
@@ -240,7 +251,7 @@ def _ltx(call: PipelineCall, latents: Tensor) -> Tensor:
 
 
 def _frames(call: PipelineCall, videos: Tensor) -> Tensor:
-    """(N, 3, frames, H, W) in [-1, 1] → (N, frames, 3, H, W) in [0, 1]."""
+    """Map (N, 3, frames, H, W) in [-1, 1] to (N, frames, 3, H, W) in [0, 1]."""
     return call.pipe.video_processor.postprocess_video(videos, output_type="pt")
 
 
@@ -248,7 +259,7 @@ def _frames(call: PipelineCall, videos: Tensor) -> Tensor:
 
 
 def _audioldm2(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Latents → mel spectrogram → waveform."""
+    """Decode latents to mel spectrograms, and these to waveforms."""
     waveforms = call.pipe.mel_spectrogram_to_waveform(
         _denormalise_and_decode(call.pipe.vae, latents)
     )
@@ -258,7 +269,7 @@ def _audioldm2(call: PipelineCall, latents: Tensor) -> Tensor:
 
 
 def _waveform(call: PipelineCall, latents: Tensor) -> Tensor:
-    """Latents (N, C, length), or (N, length, C), straight to waveforms, cut as the call says."""
+    """Decode waveforms from latents (N, C, length) or (N, length, C), cut as the call says."""
     if "LongCat" in type(call.pipe).__name__:
         latents = latents.transpose(1, 2)
     waveforms = call.pipe.vae.decode(latents.to(call.pipe.vae.dtype)).sample
@@ -267,12 +278,13 @@ def _waveform(call: PipelineCall, latents: Tensor) -> Tensor:
     return waveforms[:, :, int((start or 0) * rate) : None if end is None else int(end * rate)]
 
 
-# ---- steps they share ----------------------------------------------------------------------------
+# ---- shared steps --------------------------------------------------------------------------------
 
 
 def _denormalise_and_decode(vae: Any, latents: Tensor, **override: Any) -> Tensor:
-    """Undo the scaling to unit variance and run the autoencoder; SDXL's own overflows in half
-    precision and is upcast.
+    """Undo the scaling to unit variance and run the autoencoder.
+
+    An autoencoder that overflows in half precision (SDXL) is upcast.
 
     Args:
         override: Config values to use in place of the autoencoder's.
@@ -299,7 +311,10 @@ def _denormalised(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
 
 
 def _postprocessed(call: PipelineCall, images: Tensor) -> Tensor:
-    """[-1, 1] → [0, 1]; where the pipeline ran at a size of its own, cut to the size asked for."""
+    """Map images from [-1, 1] to [0, 1].
+
+    Where the pipeline ran at a size of its own, the images are cut to the size asked for.
+    """
     processor = getattr(call.pipe, "image_processor", None)
     height, width = (call.given.get(name) for name in ("height", "width"))
     if call.asked("use_resolution_binning") and height and width:
@@ -312,17 +327,18 @@ def _unit(images: Tensor) -> Tensor:
 
 
 _FAMILIES: dict[Family, str] = {  # packages of diffusers.pipelines
-    _image: "stable_diffusion stable_diffusion_xl stable_diffusion_3 controlnet controlnet_xs controlnet_sd3 "
-    "controlnet_hunyuandit pag t2i_adapter kolors aura_flow pixart_alpha sana lumina lumina2 hunyuandit hidream_image "
-    "dit omnigen cogview3 cogview4 z_image prx hunyuan_image dreamlite latent_consistency_models",
+    _image: "stable_diffusion stable_diffusion_xl stable_diffusion_3 controlnet controlnet_xs "
+    "controlnet_sd3 controlnet_hunyuandit pag t2i_adapter kolors aura_flow pixart_alpha sana "
+    "lumina lumina2 hunyuandit hidream_image dit omnigen cogview3 cogview4 z_image prx "
+    "hunyuan_image dreamlite latent_consistency_models",
     _image_standardised: "glm_image",
     _packed: "flux chroma ovis_image longcat_image bria bria_fibo krea2 qwenimage nucleusmoe_image",
     _denormalise_patches_and_decode: "flux2 ernie_image bria_fibo2",
     _quantised: "kandinsky kandinsky2_2 kandinsky3",
     _pixels: "ddpm ddim deepfloyd_if",
     _kandinsky5: "kandinsky5",
-    _video: "wan skyreels_v2 chronoedit lucy hunyuan_video hunyuan_video1_5 mochi motif_video sana_video easyanimate "
-    "cosmos helios",
+    _video: "wan skyreels_v2 chronoedit lucy hunyuan_video hunyuan_video1_5 mochi motif_video "
+    "sana_video easyanimate cosmos helios",
     _animatediff: "animatediff",
     _latte: "latte",
     _stable_video: "stable_video_diffusion",
@@ -335,9 +351,8 @@ _FAMILIES: dict[Family, str] = {  # packages of diffusers.pipelines
 _PACKAGES = {
     package: family for family, packages in _FAMILIES.items() for package in packages.split()
 }
-_UNLIKE_THEIR_PACKAGE: dict[
-    str, Family | None
-] = {  # unlike their package; None: `step` sees not just the sample
+# None where `step` sees more than the sample
+_UNLIKE_THEIR_PACKAGE: dict[str, Family | None] = {
     "AnimateDiffPAGPipeline": _animatediff,
     "Cosmos2TextToImagePipeline": _first_frame,
     "Cosmos3OmniPipeline": None,

@@ -70,7 +70,7 @@ class MicroBatchTooLarge(torch.OutOfMemoryError):
 
 @contextmanager
 def naming_batch_size(field: str) -> Iterator[None]:
-    """Say of an out-of-memory error which field of `MicroBatches` to lower; the innermost is right."""
+    """Say of an out-of-memory error which field of `MicroBatches` to lower: the innermost one."""
     try:
         yield
     except MicroBatchTooLarge:

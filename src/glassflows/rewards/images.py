@@ -59,8 +59,8 @@ def _checked(images: Tensor) -> Tensor:
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # false of NaN, too
         raise ValueError(
             f"images: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}: "
-            "images in [-1, 1] are mapped by (images + 1) / 2; NaN most often comes from a decoder in "
-            "half precision"
+            "images in [-1, 1] are mapped by (images + 1) / 2; NaN most often comes from a "
+            "decoder in half precision"
         )
     return images
 

@@ -1,7 +1,8 @@
 """What rewards of a pre-trained model have in common.
 
-A model is one or several networks and their tokenizer or processor. It is read from a folder, a
-file, or the Hugging Face Hub (the Hub) when it is first needed. Images and prompts are checked here.
+A model is one or several networks and their tokenizer or processor. It is read when it is first
+needed, from a folder, a file, or the Hugging Face Hub (the Hub). Images and prompts are checked
+before the model sees them.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ class ModelReward(ABC):
                 )
                 raise OSError(
                     f"{kind} could not be read from {', '.join(sources)}: {error}\n"
-                    f"It needs {self.files}.{download}\nElsewhere name the folders that hold them: {self.offline}"
+                    f"It needs {self.files}.{download}\n"
+                    f"Elsewhere name the folders that hold them: {self.offline}"
                 ) from error
             self.networks = networks.to(self.device).eval().requires_grad_(False)
         return self
@@ -206,7 +208,7 @@ class ModelReward(ABC):
 
     @abstractmethod
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
-        """Return the scores in `exact`, shape (n,), of images (n, 3, H, W) on the model's device."""
+        """Return the scores of images (n, 3, H, W) on the model's device, shape (n,), `exact`."""
 
 
 def _listed(prompts: Sequence[str | None] | str | None) -> list[str | None]:

@@ -1,7 +1,7 @@
 """Checkpoints of open_clip as models of transformers.
 
-Both libraries hold the same CLIP under different names. open_clip stacks the three projections of an
-attention layer in one tensor, and transposes the projections of the two towers.
+Both libraries hold the same CLIP under different names. open_clip stacks the three projections of
+an attention layer in one tensor, and transposes the projections of the two towers.
 """
 
 from __future__ import annotations

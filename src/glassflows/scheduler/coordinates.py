@@ -1,11 +1,11 @@
 """The four coordinate systems in which native schedulers name noise levels.
 
 A native scheduler has two names for a noise level: its *sigma*, an entry of `scheduler.sigmas`, and
-its *timestep*, what the network is told. Coordinates translate both to the (α, σ) of the path that
-the latents lie on here, and say what the network predicts along it.
+its *timestep*, what the network is told. Coordinates translate both names to the (α, σ) of the
+latents' path in this package, and say what the network predicts along it.
 
     FlowTimes      x = (1 − σ) z + σ ε            timestep T σ
-    TableEntries   x = √ᾱ_n z + √(1 − ᾱ_n) ε      timestep n, sigma √(1 − ᾱ_n)/√ᾱ_n
+    TableEntries   x = √ᾱ_n z + √(1 − ᾱ_n) ε      timestep n, sigma √(1/ᾱ_n − 1)
     ScaledSigmas   x = (z + σ ε)/√(σ² + σ_data²)  timestep log(σ)/4 or atan(σ) 2/π
     CosmosSigmas   x = z + σ ε                    timestep T σ
 """
@@ -38,10 +38,10 @@ class NativeGrid:
     """The grid a native scheduler chose for N network calls.
 
     Args:
-        levels: N + 1 noise levels, noise first; the last is where the native sampler ends.
+        levels: N + 1 noise levels, noise first; the native sampler ends at the last level.
         timesteps: What the network is told at each call, shape (N,), on the device asked for.
-        sigmas: The host's noise levels, shape (N + 1,), float32.
-        end_scale: What the native sampler's last sample is of x at the last level.
+        sigmas: The native sigmas of the levels, shape (N + 1,), float32.
+        end_scale: Ratio of the native sampler's last sample to x at the last level.
     """
 
     levels: tuple[NoiseLevel, ...]
@@ -51,7 +51,7 @@ class NativeGrid:
 
 
 class Reading(NamedTuple):
-    """What a network predicts, and whether with the opposite sign."""
+    """What a network predicts, and whether it predicts the negative."""
 
     prediction: Prediction
     negated: bool = False
@@ -61,9 +61,9 @@ class Coordinates(Protocol):
     """How a native scheduler names noise levels.
 
     Attributes:
-        schedule: The noise schedule of the latents, as they are here.
-        data_scale: Standard deviation of the host's clean samples in units of the latents here.
-        readings: What a config's `prediction_type` means; None where it has no such key.
+        schedule: The noise schedule of the latents in this package.
+        data_scale: Standard deviation of the host's clean samples in units of these latents.
+        readings: What each `prediction_type` of a config means; None for a config without that key.
     """
 
     @property
@@ -92,7 +92,7 @@ class Coordinates(Protocol):
         ...
 
     def path(self, level: NoiseLevel) -> NoiseLevel:
-        """Return the (α, σ) along which the network's prediction is meant."""
+        """Return the (α, σ) of the path along which the network's prediction is defined."""
         ...
 
 
@@ -105,7 +105,7 @@ TABLE_READINGS: dict[str | None, Reading] = {
 
 @dataclass(frozen=True)
 class FlowTimes:
-    """Times σ of a straight path.
+    """The times σ of a straight path.
 
     Args:
         num_train_timesteps: T.
@@ -142,18 +142,18 @@ class FlowTimes:
         return level.t if self.inverted else 1 - level.t
 
     def timesteps(self, levels: Sequence[NoiseLevel], grid: NativeGrid) -> Tensor:
-        """By interpolation, because a host may give timesteps that are not T σ (CogView 4)."""
+        """Interpolate, because a host may give timesteps that are not T σ (CogView 4)."""
         end = self.num_train_timesteps * (1 - grid.levels[-1].t)
         return _interpolated(levels, grid, self.num_train_timesteps - end if self.inverted else end)
 
     def path(self, level: NoiseLevel) -> NoiseLevel:
-        """A velocity is dx/dt of the path at unit scale, whatever the scale of the noise."""
+        """Return the path at unit scale, whose dx/dt is the velocity at every noise scale."""
         return NoiseLevel(level.t, level.t, 1 - level.t)
 
 
 @dataclass(frozen=True)
 class TableEntries:
-    """Entries n of a table ᾱ_n.
+    """The entries n of a table ᾱ_n.
 
     Args:
         schedule: The table.
@@ -171,7 +171,7 @@ class TableEntries:
         return _level_of_ratio(self.schedule, sigma)
 
     def level_at(self, timestep: float) -> NoiseLevel:
-        """−1 is clean data."""
+        """Return the noise level of an entry; −1 is clean data."""
         return self.schedule.level(max(0.0, 1 - (timestep + 1) / self.num_train_timesteps))
 
     def sigma(self, level: NoiseLevel) -> float:
@@ -186,11 +186,13 @@ class TableEntries:
 
 @dataclass(frozen=True)
 class ScaledSigmas:
-    """σ of x = z + σ ε, whose networks take x/√(σ² + σ_data²): these inputs are the latents here.
+    """The sigmas of x = z + σ ε, for networks that take x/√(σ² + σ_data²).
+
+    These inputs of the networks are the latents in this package.
 
     Args:
         data_scale: σ_data, standard deviation of the data.
-        readings: What a network predicts: v of the scaled data, for EDM under another name.
+        readings: What a network predicts: v of the scaled data, which EDM names otherwise.
         cosine: Whether the network is told atan(σ) · 2/π rather than log(σ)/4.
     """
 
@@ -226,7 +228,7 @@ EDM_READINGS: dict[str | None, Reading] = {  # F of EDM is v or −v of the scal
 
 @dataclass(frozen=True)
 class CosmosSigmas:
-    """σ of x = z + σ ε, on which the pipelines of Cosmos 2 run a flow scheduler.
+    """The sigmas of x = z + σ ε, on which the pipelines of Cosmos 2 run a flow scheduler.
 
     Args:
         schedule: The path, from σ_max.
@@ -239,7 +241,7 @@ class CosmosSigmas:
     readings: Mapping[str | None, Reading] = field(
         default_factory=lambda: {None: Reading("epsilon")}, init=False
     )
-    """A velocity dx/dσ."""
+    """The prediction ε is a velocity, dx/dσ."""
 
     def level(self, sigma: float) -> NoiseLevel:
         return NoiseLevel(self.schedule.time(sigma**-2 if sigma else math.inf), 1.0, sigma)
@@ -258,13 +260,13 @@ class CosmosSigmas:
 
 
 def _level_of_ratio(schedule: NoiseSchedule, ratio: float) -> NoiseLevel:
-    """Return the variance-preserving level of σ/α = `ratio`."""
+    """Return the variance-preserving noise level at which σ/α = `ratio`."""
     norm = math.hypot(1.0, ratio)
     return NoiseLevel(schedule.time(ratio**-2 if ratio else math.inf), 1 / norm, ratio / norm)
 
 
 def _interpolated(levels: Sequence[NoiseLevel], grid: NativeGrid, end: float) -> Tensor:
-    """Return timesteps between those of a grid, of which `end` belongs to its last level."""
+    """Return timesteps between those of a grid; `end` is the timestep of its last level."""
     known = [*grid.timesteps.cpu().double().tolist(), end]
     values = np.interp([level.t for level in levels], [level.t for level in grid.levels], known)
     return torch.tensor(values, dtype=torch.float32, device=grid.timesteps.device)

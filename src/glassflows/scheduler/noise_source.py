@@ -1,4 +1,8 @@
-"""Where the scheduler's noise comes from: `pipe(generator=g)` reproduces in every pipeline."""
+"""Where the scheduler's noise comes from: `pipe(generator=g)` reproduces in every pipeline.
+
+A source holds a generator that it was given, or one generator per row, a sample of the batch. A
+stream is a tuple of numbers that tells the copies of a source apart.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,10 @@ Generators = torch.Generator | list[torch.Generator]
 
 
 class NoiseSource:
-    """Draws noise from a generator given at the draw, else from one given before, else one per row.
+    """A source of noise: a generator given at the draw, else one given before, else one per row.
 
-    The generators of the rows are seeded by the rows' own initial latents, so they follow the
-    generator the pipeline drew those from, and row i of a batch gets the noise of row i alone. A
+    The generator of a row is seeded by the row's initial latents. It thus follows the generator
+    that the pipeline drew those latents from, and row i gets the same noise in a batch as alone. A
     deep copy draws an independent stream.
     """
 
@@ -46,7 +50,7 @@ class NoiseSource:
             ]
 
     def draw(self, like: Tensor, generator: Generators | None) -> Tensor:
-        """Return standard normal noise, float32, shape and device of `like`."""
+        """Return standard normal noise of the shape and on the device of `like`, float32."""
         source = generator if generator is not None else self.generator
         if source is not None:
             if isinstance(source, list) and len(source) != len(like):
@@ -72,24 +76,24 @@ class NoiseSource:
 
 
 def check_initial_noise(sample: Tensor, level: NoiseLevel) -> None:
-    """Check the latents a run begins with, where they are pure noise.
+    """Check the scale of the initial latents of a run, if they are pure noise.
 
     Raises:
-        NeedsNoiseScale: if they are larger than the level says.
+        NeedsNoiseScale: if the latents are larger than the noise level says.
     """
     if level.alpha > 0 or sample.is_meta or sample.numel() < 64:
         return
     spread = float(sample.float().std())
     if spread > 1.5 * level.sigma:
         raise NeedsNoiseScale(
-            f"step: expected initial noise of standard deviation {level.sigma:g}, got {spread:.3g}: "
-            "scale latents that are passed, or, where the pipeline begins with larger noise "
-            "(PRX-Pixel: pipe.config.noise_scale), pass noise_scale to GLASSScheduler"
+            f"step: expected initial noise of standard deviation {level.sigma:g}, "
+            f"got {spread:.3g}: scale latents that are passed, or, where the pipeline begins with "
+            "larger noise (PRX-Pixel: pipe.config.noise_scale), pass noise_scale to GLASSScheduler"
         )
 
 
 def row_seeds(sample: Tensor, stream: tuple[int, ...] = ()) -> list[int]:
-    """Return one seed per row: a hash of its values, a counter for equal rows, and the stream."""
+    """Return one seed per row, hashed from its values, a counter of equal rows, and the stream."""
     seen: Counter[bytes] = Counter()
     seeds = []
     for row in sample.detach().float().cpu().contiguous().numpy():
@@ -100,7 +104,7 @@ def row_seeds(sample: Tensor, stream: tuple[int, ...] = ()) -> list[int]:
 
 
 def _forked(generators: Any, stream: tuple[int, ...]) -> Any:
-    """Return generators like these whose streams are independent of theirs."""
+    """Return generators like these, with independent streams."""
     if generators is None:
         return None
     if isinstance(generators, list):

@@ -119,8 +119,8 @@ def log_evidence(state: FilterState) -> Tensor:
 def scale_for_ess(rewards: Tensor, fraction: float) -> Tensor:
     """Return the λ at which weights exp(λ r) have an ESS of this fraction of K, shape (G,).
 
-    The λ is found by bisection. With m equal highest rewards the ESS stays above m. If m is no less
-    than the fraction of K (as with two particles and a fraction of 1/2), the λ for an ESS of
+    The λ is found by bisection. With m equal highest rewards the ESS stays above m. If m is no
+    less than the fraction of K (as with two particles and a fraction of 1/2), the λ for an ESS of
     (m + K)/2 is returned. If all rewards are equal, NaN is returned.
 
     Args:

@@ -49,7 +49,7 @@ def multinomial(log_weights: Tensor, generators: Generators) -> Tensor:
 
 
 def residual(log_weights: Tensor, generators: Generators) -> Tensor:
-    """Give every particle ⌊K W⌋ children, and draw the rest from what is left of the weights."""
+    """Give every particle ⌊K W⌋ children, and draw the others from the remaining weights."""
     number = log_weights.shape[-1]
     expected = number * normalise(log_weights).exp()
     sure = _whole(expected)
@@ -68,9 +68,9 @@ def residual(log_weights: Tensor, generators: Generators) -> Tensor:
 def ssp(log_weights: Tensor, generators: Generators) -> Tensor:
     """Resample by the Srinivasan sampling process.
 
-    Every particle gets ⌊K W⌋ or ⌈K W⌉ children, and these numbers are negatively associated. Two
-    fractions at a time exchange mass, at random and with their means kept, until one of the two is
-    0 or 1.
+    Every particle gets ⌊K W⌋ or ⌈K W⌉ children, and these numbers are negatively
+    associated. Two fractions at a time exchange mass, at random and with their means kept, until
+    one of the two is 0 or 1.
 
     Reference:
         Gerber, Chopin and Whiteley, Negative association, ordering and convergence of resampling
@@ -149,7 +149,7 @@ def _uniforms(generators: Generators, number: int) -> Tensor:
 
 
 def _whole(expected: Tensor) -> Tensor:
-    """Return ⌊K W⌋, int64; a value that rounding left just below a whole number counts as whole."""
+    """Return ⌊K W⌋, int64; a value that rounding put just below a whole number is whole."""
     return (expected + _TINY).floor().long()
 
 

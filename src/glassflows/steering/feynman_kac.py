@@ -42,7 +42,7 @@ class FeynmanKacState:
 
 @dataclass(frozen=True)
 class FeynmanKac:
-    """Sample p(z) exp(λ_r r(z)): weigh particles by their rewards, resample when weights are uneven.
+    """Sample p(z) exp(λ_r r(z)): weigh particles by rewards, resample when weights are uneven.
 
     With `ess_threshold=0` particles are never moved: this is best-of-K, with weights; with as many
     transitions as steps it is steering of the ancestral sampler.
@@ -55,7 +55,7 @@ class FeynmanKac:
             keeps it: the target then depends on the draw; `result.reward_scale` tells.
         potential: How rewards on the way turn into weights: "difference", "max", "sum", or a
             function of the scaled rewards along each particle's ancestry, shape (S, P, K). The
-            final weighing pays the rest, so that every particle's log-potentials sum to λ_r r(final).
+            final weighing pays the rest: the log-potentials of a particle sum to λ_r r(final).
         resampling: "systematic", "stratified", "residual", "ssp" or "multinomial".
         ess_threshold: A group is resampled when its effective sample size falls below this fraction
             of K; 0 never resamples, 1 whenever weights differ.
@@ -129,7 +129,7 @@ class FeynmanKac:
     # ---- the scale -------------------------------------------------------------------------------
 
     def _chosen(self, chosen: Tensor, rewards: Tensor) -> Tensor:
-        """Return the scales of "auto", also of groups whose rewards differ here for the first time."""
+        """Return the scales of "auto", chosen where the rewards of a group first differ."""
         if self.reward_scale != "auto":
             return chosen
         found = smc.scale_for_ess(rewards, AUTO_ESS)[:, None]

@@ -1,4 +1,7 @@
-"""Figures of a steering run (matplotlib)."""
+"""Figures of a steering run (matplotlib).
+
+A genealogy shows the particles of one prompt at each scoring, and the parent of each particle.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,16 @@ import numpy as np
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 _WINNER, _KEPT, _LOST = "#c1440e", "#4d4d4d", "#cccccc"
-_MOST = 12  # particles or rows that are drawn with pictures and scores; more become dots coloured by their reward
+_MOST = 12  # particles or rows with pictures and scores; if there are more, particles are dots
 
 
 def genealogy(result: Any, prompt: int = 0) -> Any:
-    """Draw particles as columns and scorings as rows, from the first at the top to the final samples at the bottom.
+    """Draw particles as columns and scorings as rows, the first at the top; return the figure.
 
-    Lines lead to parents: of the lineages that reached the end dark, of the best red. Beside it the effective sample
-    size and the rewards, their mean dark and the best red. Of more than 12 particles or rows every one is a dot, the
-    brighter the higher its reward, and a star marks resampling.
+    The last row holds the final samples. Lines lead to parents: red in the lineage of the best
+    sample, dark in other lineages that reached the end. Curves beside the rows show the effective
+    sample size and the rewards, their mean dark and the best red. With more than 12 particles or
+    rows, particles are dots, brighter for higher rewards, and a star marks resampling.
 
     Args:
         result: The result of a steered call.
@@ -123,9 +127,10 @@ def _alive(ancestors: np.ndarray, columns: int) -> list[np.ndarray]:
 
 
 def _pictures(result: Any, prompt: int) -> list[list[Any]] | None:
-    """Return the previews and final samples of a prompt, (H, W, 3) each, of videos the frame in the middle.
+    """Return the previews and final samples of a prompt, row by row, (H, W, 3) each.
 
-    None without previews of images or videos; a final sample that was not returned is None.
+    Videos are shown by the frame in the middle. A final sample that was not returned is None.
+    Without previews of images or videos, None is returned.
     """
     previews, films = result.previews, result.films()
     if previews is None or previews.ndim < 5 or films is None:

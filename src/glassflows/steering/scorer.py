@@ -96,7 +96,7 @@ class Scorer:
         return scores
 
     def preview(self, samples: Tensor) -> Tensor:
-        """Return decoded images as bytes; latents and sound, which are not in [0, 1], as they are."""
+        """Return images as bytes; latents and sound, which are not in [0, 1], as they are."""
         if self.wants_latents or samples.ndim < 4:
             return samples.to("cpu", copy=True)
         return (samples.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
