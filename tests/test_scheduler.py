@@ -22,7 +22,6 @@ from diffusers.utils.torch_utils import randn_tensor
 import tiny
 from glassflows import GLASSScheduler, VariancePreserving, renewal, sample
 from glassflows.scheduler import TransitionHook
-from glassflows.scheduler.noise_source import row_seeds
 from oracles import reference
 
 SD = {key: value for key, value in tiny.SD_SCHEDULER.items() if key.startswith("beta")} | {"steps_offset": 1}
@@ -345,14 +344,6 @@ def test_deep_copies_draw_independent_noise():
         assert not any(torch.equal(one[i], one[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
     for one, again in ((0, 2), (1, 3)):
         assert all(torch.equal(a, b) for a, b in zip(draws[one], draws[again], strict=True))
-
-
-def test_row_seeds_depend_on_the_row_alone():
-    x = torch.randn(3, 4, generator=tiny.seeded())
-    assert row_seeds(x[1:2]) == row_seeds(x)[1:2]
-    doubled = row_seeds(torch.cat([x, x]))
-    assert doubled[:3] == row_seeds(x)
-    assert len(set(doubled)) == 6
 
 
 # ---- the host's habits -----------------------------------------------------------------------------------------------

@@ -242,6 +242,9 @@ class _RowsHook(TransitionHook):
         if not is_current(self.run):
             self.run.refuse()
 
+    def begins(self, seeds: list[int]) -> None:
+        self.inner.begins(seeds[: self.number])
+
     def at_boundary(self, at: Boundary, x_t: Tensor, z: Tensor) -> Tensor | None:
         if at.index == 0:
             self._begin(x_t)

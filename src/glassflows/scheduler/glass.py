@@ -36,6 +36,9 @@ _OWN = (
 )
 _CLASSES = ("GLASSScheduler", "GLASSFlowMatchScheduler")
 
+_FOR_HOOKS = (-1,)
+"""The stream of random numbers that hooks draw."""
+
 BoundaryObserver = Callable[[Boundary, Tensor, Tensor], Any]
 CallObserver = Callable[[NetworkCall, Tensor], Any]
 
@@ -375,6 +378,8 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         block = calls[0].block
         check_initial_noise(sample, block.transition.t)
         self._noise.begin(sample, generator)
+        if self.hook is not None:
+            self.hook.begins(self._noise.seeds(sample, _FOR_HOOKS))
         return _Run(calls, self._begin_index, start(sample.float(), block), returned=None)
 
     def _tell(self, told: NetworkCall, sample: Tensor, denoised: Tensor) -> Tensor | None:
@@ -443,6 +448,8 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             noise: ε, same shape.
             timesteps: Host timesteps, shape (N,) or scalar.
         """
+        if self._run is None:
+            self._noise.added(noise)
         index = self._begin_index if self.step_index is None else self.step_index
         level = self._native.level_at
         if self._timetable is not None:

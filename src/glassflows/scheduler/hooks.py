@@ -55,6 +55,14 @@ class TransitionHook:
     def admit(self) -> None:
         """Refuse, by raising, a caller of `set_timesteps` or `step` that is not the hook's own."""
 
+    def begins(self, seeds: list[int]) -> None:
+        """Take note that a run begins.
+
+        Args:
+            seeds: One for each row, by which a hook may seed what it draws: they follow the
+                generator of the call.
+        """
+
     def at_boundary(self, at: Boundary, x_t: Tensor, z: Tensor) -> Tensor | None:
         """Choose the rows that go on, before fresh noise is drawn.
 

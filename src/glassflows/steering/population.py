@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..scheduler.hooks import Boundary, TransitionHook
-from ..scheduler.noise_source import row_seeds
 from ..smc.resampling import systematic
 from .scorer import Scorer
 from .strategy import Decision, Outcome, Strategy
@@ -66,8 +65,8 @@ class Population(TransitionHook):
         self._total = 0
 
     def at_boundary(self, at: Boundary, x_t: Tensor, z: Tensor) -> Tensor | None:
+        self._total = at.total
         if at.index == 0:  # from pure noise every prediction is nearly E[z]: nothing to score yet
-            self._begin(at, x_t)
             return None
         if not self.strategy.due(at):
             return None
@@ -80,11 +79,10 @@ class Population(TransitionHook):
         self.show(reward=f"{float(rewards.max()):.4g}", ess=f"{float(decision.ess.mean()):.1f}")
         return self.rows(decision.ancestors) if decision.resampled.any() else None
 
-    def _begin(self, at: Boundary, x_t: Tensor) -> None:
-        """Seed the generator of each group by the latents of its first particle."""
-        self._total = at.total
-        seeds = torch.tensor(row_seeds(x_t, stream=(-1,))).view(self.shape)
-        for generator, seed in zip(self._generators, seeds[:, 0].tolist(), strict=True):
+    def begins(self, seeds: list[int]) -> None:
+        """Seed the generator of each group by its first particle."""
+        first = seeds[:: self.shape[1]]
+        for generator, seed in zip(self._generators, first, strict=True):
             generator.manual_seed(seed)
 
     def rows(self, slots: Tensor) -> Tensor:
