@@ -255,3 +255,11 @@ def test_bad_input():
         sample(LAW, x, num_steps=2, num_transitions=1, times=[0, 1])
     with pytest.raises(ValueError, match="noises: expected one per transition after the first, 1, got 0"):
         sample(LAW, x, num_steps=2, num_transitions=2, noises=[])
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (5, 1), (4, 3)])
+def test_noises_are_one_per_row(shape):
+    """They would broadcast, and the rows share them."""
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"noises: expected the shape of x_init, \(5, 3\), for each, got"):
+        sample(lambda x, t: 0.3 * x, x, num_steps=6, num_transitions=2, noises=[torch.randn(shape)])

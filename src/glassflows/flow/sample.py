@@ -259,11 +259,8 @@ def sample(
         correlation=correlation,
         solver=solver.with_options(options),
     )
-    if noises is not None and len(noises) != len(blocks) - 1:
-        raise ValueError(
-            f"noises: expected one per transition after the first, {len(blocks) - 1}, "
-            f"got {len(noises)}"
-        )
+    if noises is not None:
+        _check_noises(noises, len(blocks) - 1, x_init)
     return run_chain(
         blocks,
         denoiser,
@@ -300,6 +297,19 @@ def run_block(
         denoised = denoiser(x, step.level.t)
         x, state = inner_step(block, i, state, denoised, noise if i == 0 else None)
     return x, state
+
+
+def _check_noises(noises: Sequence[Tensor], number: int, x_init: Tensor) -> None:
+    if len(noises) != number:
+        raise ValueError(
+            f"noises: expected one per transition after the first, {number}, got {len(noises)}"
+        )
+    shapes = [tuple(noise.shape) for noise in noises]
+    if any(shape != x_init.shape for shape in shapes):
+        raise ValueError(
+            f"noises: expected the shape of x_init, {tuple(x_init.shape)}, for each, got {shapes}: "
+            "rows that share their noise are not independent"
+        )
 
 
 def _randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
