@@ -22,11 +22,13 @@ def as_reward(
     Args:
         function: `function(images, prompts)` returns N scores. It gets a list of N PIL images (for
             videos, of N lists of frames), or an array (N, H, W, 3) or (N, frames, H, W, 3), float32
-            in [0, 1]. Sound is an array (N, channels, samples).
+            in [0, 1]. Grey images are PIL images of mode L, or arrays of one channel. Sound is an
+            array (N, channels, samples).
         takes: What the function takes, "pil" or "numpy".
 
     Raises:
-        ValueError: if `takes` is neither; from the reward, if pictures are to be made of sound.
+        ValueError: if `takes` is neither; from the reward, if pictures are to be made of sound or
+            of a tensor that is no batch of images.
 
     Example:
         >>> import torch
@@ -44,10 +46,11 @@ def as_reward(
         arrays = last.detach().float().cpu().numpy().copy()
         if takes == "numpy":
             return function(arrays, prompts)
-        if arrays.ndim < 4:
+        if arrays.ndim < 4 or arrays.shape[-1] not in (1, 3, 4):
             raise ValueError(
-                f"there are no pictures of sound, shape {arrays.shape}: "
-                'use as_reward(…, takes="numpy")'
+                "images: expected shape (N, 3, H, W) or (N, frames, 3, H, W), got "
+                f"{tuple(images.shape)}: one image is a batch of one, images[None]; there are no "
+                'pictures of sound: use as_reward(…, takes="numpy")'
             )
         films = [
             VaeImageProcessor.numpy_to_pil(film)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from .images import CLIP_MEAN, CLIP_STD, cropped, normalised
-from .model import ModelReward, found, linear_head, state_of
+from .model import ModelReward, found, linear_head, located, state_of
 
 
 class AestheticScore(ModelReward):
@@ -55,7 +55,7 @@ class AestheticScore(ModelReward):
             if (Path(self.name) / "config.json").is_file()
             else "openai/clip-vit-large-patch14"
         )
-        self.clip = str(clip or own)
+        self.clip = located(clip or own)
 
     def _read(self) -> dict[str, nn.Module]:
         from transformers import CLIPModel

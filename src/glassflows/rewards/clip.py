@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from .images import CLIP_MEAN, CLIP_STD, cropped, normalised, padded
-from .model import ModelReward, found, state_of, with_words
-from .open_clip import clip_from_open_clip
+from .model import ModelReward, found, located, state_of, with_words
+from .open_clip import cleaned, clip_from_open_clip
 
 _LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
@@ -56,7 +56,9 @@ class CLIPScore(ModelReward):
     ) -> None:
         super().__init__(model, device=device, dtype=dtype)
         has_own = self.default_processor is None or any(Path(self.name).glob("tokenizer*.json"))
-        self.processor = str(processor or (self.name if has_own else self.default_processor))
+        self.processor = located(
+            processor or (self.name if has_own else str(self.default_processor))
+        )
         self.tokenizer: Any = None
 
     def _read(self) -> dict[str, nn.Module]:
@@ -136,8 +138,8 @@ class HPSv2(CLIPScore):
     """Human preference score v2: cos(image, text) of a CLIP tuned to people's rankings.
 
     Scores are about 0.25 to 0.32. `reward_scale` is 250, because the scores for one prompt scatter
-    by about 0.01. Images are scaled by the longer side and padded with black, as in the published
-    code.
+    by about 0.01. Images are scaled by the longer side and padded with black, and prompts are
+    cleaned by open_clip's rules, as in the published code.
 
     Args:
         model: Name, folder or file; xswu/HPSv2 by default. That is version 2.1, a checkpoint of
@@ -177,4 +179,4 @@ class HPSv2(CLIPScore):
         )
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
-        return self._cosine(images, texts)
+        return self._cosine(images, [cleaned(text) for text in texts])

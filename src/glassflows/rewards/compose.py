@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from .images import Images
+from .model import device_for
 
 Reward = Callable[[Any, Any], Any]
 
@@ -34,12 +37,32 @@ class _Composed(ABC):
             same = sum(other.split(" ")[0] == name for other in self.rewards)
             self.rewards[f"{name} {same + 1}" if same else name] = reward
 
+    def __repr__(self) -> str:
+        weighed = any(weight != 1 for weight in self.weights)
+        weights = [f"weights={self.weights}"] * weighed
+        return f"{type(self).__name__}({', '.join([*self.rewards, *weights])})"
+
+    def load(self) -> Self:
+        """Read the models of the rewards, unless they have been read; return the reward itself.
+
+        Raises:
+            OSError: if the files of a model are not found, or do not hold such a model.
+        """
+        for reward in self.rewards.values():
+            read = getattr(reward, "load", None)
+            if callable(read):
+                read()
+        return self
+
     def parts(
         self, images: Images, prompts: Sequence[str | None] | None = None
     ) -> dict[str, Tensor]:
-        """Return the scores of each reward by its name, shape (N,) each, before weights."""
+        """Return the scores of each reward by its name, shape (N,) each, before weights.
+
+        What a reward returns in a tensor of floats keeps its dtype; all else becomes float64.
+        """
         return {
-            name: torch.as_tensor(reward(images, prompts)) for name, reward in self.rewards.items()
+            name: _floats(reward(images, prompts), name) for name, reward in self.rewards.items()
         }
 
     def __call__(self, images: Images, prompts: Sequence[str | None] | None = None) -> Tensor:
@@ -50,12 +73,31 @@ class _Composed(ABC):
             raise ValueError(
                 f"rewards returned shapes {sorted(shapes)}; expected one score per image from each"
             )
-        device = scores[0].device
+        dtype = reduce(torch.promote_types, [score.dtype for score in scores])
+        device = device_for(dtype, scores[0].device)
         return self._joined([score.to(device) for score in scores])
 
     @abstractmethod
     def _joined(self, scores: list[Tensor]) -> Tensor:
         """Join the scores of the rewards, shape (N,) each, to one score per image."""
+
+
+def _floats(returned: Any, name: str) -> Tensor:
+    """Return what a reward returned as a tensor of floats.
+
+    Numbers of Python and integers become float64, so that none is rounded, and none is turned by
+    the arithmetic of bytes.
+
+    Raises:
+        ValueError: if the reward returned None.
+    """
+    if returned is None:
+        raise ValueError(f"{name} returned None; expected one score per image: return them")
+    if not isinstance(returned, Tensor):
+        return torch.as_tensor(returned, dtype=torch.float64, device="cpu")
+    if returned.is_floating_point():
+        return returned
+    return returned.to(device_for(torch.float64, returned.device)).double()
 
 
 class Sum(_Composed):
@@ -140,7 +182,7 @@ class Standardize(_Composed):
         cls, reward: Reward, images: Images, prompts: Sequence[str | None] | None = None
     ) -> Standardize:
         """Return the reward with mean 0 and standard deviation 1 over some images."""
-        scores = torch.as_tensor(reward(images, prompts)).detach().double()
+        scores = _floats(reward(images, prompts), "reward").detach().cpu().double()
         return cls(reward, mean=float(scores.mean()), std=float(scores.std()))
 
     def _joined(self, scores: list[Tensor]) -> Tensor:

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from .images import CLIP_MEAN, CLIP_STD, cropped, normalised
-from .model import ModelReward, found, linear_head, num_layers, state_of, under, with_words
+from .model import (
+    ModelReward,
+    found,
+    linear_head,
+    located,
+    num_layers,
+    state_of,
+    under,
+    with_words,
+)
 
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the scores in training
 _VISION_HEADS, _TEXT_HEADS = 16, 12  # of BLIP large; all other sizes follow from the shapes
@@ -66,15 +75,16 @@ class ImageReward(ModelReward):
     ) -> None:
         super().__init__(model, device=device, dtype=dtype)
         own = self.name if (Path(self.name) / "vocab.txt").is_file() else "bert-base-uncased"
-        self._tokenizer_name = str(tokenizer or own)
+        self._tokenizer_name = located(tokenizer or own)
         self.tokenizer: Any = None
 
     def _read(self) -> dict[str, nn.Module]:
-        from transformers import BertTokenizer
+        from transformers import AutoTokenizer
 
         state = state_of(found(self.name, "ImageReward.pt"))
         self.tokenizer = with_words(
-            BertTokenizer.from_pretrained(self._tokenizer_name), self._tokenizer_name
+            AutoTokenizer.from_pretrained(self._tokenizer_name, tokenizer_type="bert"),
+            self._tokenizer_name,
         )
         return {
             "vision": blip_vision(under(state, "blip.visual_encoder.")).to(self.dtype),
@@ -123,7 +133,7 @@ def blip_vision(state: dict[str, Tensor]) -> nn.Module:
             layer_norm_eps=1e-6,
         )
     )
-    model.load_state_dict(renamed)
+    model.load_state_dict(renamed, assign=True)  # in the dtype of the checkpoint
     return model
 
 
@@ -149,6 +159,7 @@ def blip_text(state: dict[str, Tensor]) -> nn.Module:
         add_pooling_layer=False,
     )
     model.load_state_dict(
-        {name: value for name, value in state.items() if not name.endswith("position_ids")}
+        {name: value for name, value in state.items() if not name.endswith("position_ids")},
+        assign=True,
     )
     return model

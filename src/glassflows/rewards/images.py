@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL.Image import Image
@@ -26,8 +27,12 @@ def as_tensors(images: Images) -> list[Tensor]:
 
     The list holds one tensor of all images, or one tensor per image if PIL images differ in size.
 
+    Grey PIL images are taken as images of three equal channels. White is 65535 in those of 16 bits,
+    and 1 in those of floats.
+
     Raises:
-        ValueError: if a tensor is not (N, 3, H, W), not of floats, outside [0, 1] or NaN.
+        ValueError: if a tensor is not (N, 3, H, W), not of floats, outside [0, 1] or NaN; if a PIL
+            image is of 32-bit integers, or of floats outside [0, 1].
     """
     if isinstance(images, Tensor):
         return [_checked(images)]
@@ -40,29 +45,59 @@ def as_tensors(images: Images) -> list[Tensor]:
         )
     if not pictures:
         raise ValueError("images: expected at least one, got none")
-    arrays = [VaeImageProcessor.pil_to_numpy(picture.convert("RGB")) for picture in pictures]
-    tensors = [torch.from_numpy(array).movedim(-1, 1) for array in arrays]
+    tensors = [_tensor(picture) for picture in pictures]
     return [torch.cat(tensors)] if len({one.shape for one in tensors}) == 1 else tensors
+
+
+def _tensor(picture: Image) -> Tensor:
+    """Return a PIL image as a tensor (1, 3, H, W).
+
+    PIL itself would cut off at 255 what it converts from 16 bits or from floats.
+    """
+    if picture.mode == "I":
+        raise ValueError(
+            "images: expected PIL images of a known white, got mode I (32-bit integers), whose "
+            "white may be 255, 65535 or another: scale them to bytes (mode L), or to floats in "
+            "[0, 1] (mode F)"
+        )
+    if picture.mode == "F" or picture.mode.startswith("I;16"):
+        white = 1 if picture.mode == "F" else 65535
+        grey = torch.from_numpy(np.asarray(picture).astype(np.float32) / white)
+        return _checked(grey.expand(1, 3, -1, -1))
+    return torch.from_numpy(VaeImageProcessor.pil_to_numpy(picture.convert("RGB"))).movedim(-1, 1)
 
 
 def _checked(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
-            f"images: expected shape (N, 3, H, W), got {tuple(images.shape)}: "
-            "put the channels second, after the images"
+            f"images: expected shape (N, 3, H, W), got {tuple(images.shape)}: {_advice(images)}"
         )
     if not images.is_floating_point():
-        raise ValueError(f"images: expected floats in [0, 1], got {images.dtype}: divide by 255")
+        white = 65535 if images.dtype == torch.uint16 else 255
+        raise ValueError(
+            f"images: expected floats in [0, 1], got {images.dtype}: divide by {white}"
+        )
     if not len(images):
         raise ValueError("images: expected at least one, got none")
     low, high = images.detach().aminmax()
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # false of NaN, too
         raise ValueError(
             f"images: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}: "
-            "images in [-1, 1] are mapped by (images + 1) / 2; NaN most often comes from a "
-            "decoder in half precision"
+            "images in [-1, 1] are mapped by (images + 1) / 2, those in [0, 255] by images / 255; "
+            "NaN most often comes from a decoder in half precision"
         )
     return images
+
+
+def _advice(images: Tensor) -> str:
+    """Return how a tensor of another shape becomes images (N, 3, H, W)."""
+    if images.ndim == 3 and 3 in (images.shape[0], images.shape[-1]):
+        return "one image is a batch of one: images[None]"
+    if images.ndim == 4 and images.shape[-1] == 3:
+        return "put the channels second, after the images: images.movedim(-1, 1)"
+    if images.ndim == 4 and images.shape[1] == 1:
+        return "give grey images three equal channels: images.expand(-1, 3, -1, -1)"
+    return "give images of red, green and blue, the channels second (latents are decoded first)"
 
 
 def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -2,17 +2,20 @@
 
 A model is one or several networks and their tokenizer or processor. It is read when it is first
 needed, from a folder, a file, or the Hugging Face Hub (the Hub). Images and prompts are checked
-before the model sees them.
+before the model sees them. Threads may share a reward: its model is read once, and scores the
+images of one thread at a time, because tokenizers keep a state.
 """
 
 from __future__ import annotations
 
+import re
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import islice
+from os.path import expanduser
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +23,27 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .images import Images, as_tensors
+
+_FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
+
+
+class _Lock:
+    """A lock that a thread may take again; the copy of a lock is a new one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[_Lock], tuple[()]]:
+        return _Lock, ()
+
+
+_READING = _Lock()  # transformers sets torch's default dtype while it reads a model
 
 
 class ModelReward(ABC):
@@ -47,7 +71,7 @@ class ModelReward(ABC):
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.name = str(model or self.default)
+        self.name = located(model or self.default)
         accelerator = (
             torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         )
@@ -55,6 +79,7 @@ class ModelReward(ABC):
         self.dtype = dtype
         self.networks: nn.ModuleDict | None = None
         self._warned = False
+        self._alone = _Lock()
 
     @classmethod
     def from_pretrained(
@@ -78,32 +103,44 @@ class ModelReward(ABC):
         """
         return cls(name_or_path, device=device, dtype=dtype, **options).load()
 
+    def __repr__(self) -> str:
+        options = [repr(str(self.name)), f"device={str(self.device)!r}"]
+        if self.dtype != torch.float32:
+            options.append(f"dtype={self.dtype}")
+        return f"{type(self).__name__}({', '.join(options)})"
+
     def load(self) -> Self:
-        """Read the model, unless it has been read; return the reward itself."""
-        if self.networks is None:
-            try:
-                networks = nn.ModuleDict(self._read())
-            except (
-                OSError,
-                ValueError,
-                ImportError,
-                LookupError,
-                RuntimeError,
-                EOFError,
-                UnpicklingError,
-            ) as error:
-                kind, sources = type(self).__name__, list(dict.fromkeys(self._sources()))
-                remote = [name for name in sources if not Path(name).exists()]
-                download = "".join(
-                    f"\nWhere there is a network: hf download {name}" for name in remote
-                )
-                raise OSError(
-                    f"{kind} could not be read from {', '.join(sources)}: {error}\n"
-                    f"It needs {self.files}.{download}\n"
-                    f"Elsewhere name the folders that hold them: {self.offline}"
-                ) from error
-            self.networks = networks.to(self.device).eval().requires_grad_(False)
+        """Read the model, unless it has been read; return the reward itself.
+
+        Raises:
+            OSError: if the files are not found, or do not hold such a model.
+        """
+        with self._alone:
+            if self.networks is None:
+                with _READING:
+                    networks = self._read_or_say_why()
+                self.networks = networks.to(self.device).eval().requires_grad_(False)
         return self
+
+    def _read_or_say_why(self) -> nn.ModuleDict:
+        sources = list(dict.fromkeys(self._sources()))
+        absent = [name for name in sources if not Path(name).exists()]
+        try:
+            for name in absent:
+                if _is_path(name):
+                    raise FileNotFoundError(f"there is no file or folder {name}")
+            return nn.ModuleDict(self._read())
+        except Exception as error:  # whatever a file may hold that is no such model
+            download = "".join(
+                f"\nThere is no folder {name} here; where there is a network: hf download {name}"
+                for name in absent
+                if not _is_path(name)
+            )
+            raise OSError(
+                f"{type(self).__name__} could not be read from {', '.join(sources)}: {error}\n"
+                f"It needs {self.files}.{download}\n"
+                f"Elsewhere name the folders that hold them: {self.offline}"
+            ) from error
 
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
@@ -112,11 +149,12 @@ class ModelReward(ABC):
 
         For another dtype the model is read anew.
         """
-        if dtype not in (None, self.dtype):
-            self.networks, self.dtype = None, dtype
-        self.device = self.device if device is None else torch.device(device)
-        if self.networks is not None:
-            self.networks.to(self.device)
+        with self._alone:
+            if dtype not in (None, self.dtype):
+                self.networks, self.dtype = None, dtype
+            self.device = self.device if device is None else torch.device(device)
+            if self.networks is not None:
+                self.networks.to(self.device)
         return self
 
     def __call__(
@@ -134,22 +172,32 @@ class ModelReward(ABC):
             Shape (N,), float32 (float64 for a model in float64), on the device of the images.
 
         Raises:
-            ValueError: if an image is not in [0, 1], or there is not one prompt for each image.
+            ValueError: if images are not as above, or there is not one prompt for each image.
             OSError: if the model's files are not found.
         """
         if isinstance(images, Tensor) and images.ndim == 5:
+            if images.shape[2] != 3:
+                raise ValueError(
+                    f"images: expected videos (N, frames, 3, H, W), got {tuple(images.shape)}: "
+                    "put red, green and blue third, after the frames"
+                )
             frames, texts = images.shape[1], self._checked(prompts, len(images))
             repeated = [one for one in texts for _ in range(frames)]
             return self(images.flatten(0, 1), repeated).unflatten(0, (-1, frames)).mean(1)
         tensors = as_tensors(images)
         texts = iter(self._checked(prompts, sum(len(tensor) for tensor in tensors)))
-        self.load()
         parts = [part for tensor in tensors for part in tensor.split(self.batch_size)]
-        scores = [
-            self._scores(part.to(self.device, self.exact), list(islice(texts, len(part))))
-            for part in parts
-        ]
-        return torch.cat(scores).to(parts[0].device)
+        with self._alone:
+            self.load()
+            scores = torch.cat(
+                [
+                    self._scores(
+                        moved(part, self.device, self.exact), list(islice(texts, len(part)))
+                    )
+                    for part in parts
+                ]
+            )
+        return moved(scores, parts[0].device, scores.dtype)
 
     @property
     def exact(self) -> torch.dtype:
@@ -172,11 +220,14 @@ class ModelReward(ABC):
         return named
 
     def _tokens(self, tokenizer: Any, texts: Sequence[str], limit: int) -> dict[str, Tensor]:
-        """Return the tokens of texts, cut to `limit` tokens each, with one warning."""
-        lengths = [
-            len(ids)
-            for ids in tokenizer(list(texts), truncation=True, max_length=limit + 1)["input_ids"]
-        ]
+        """Return the tokens of texts, cut to `limit` tokens each, with one warning.
+
+        What looks like a control token, such as <|endoftext|>, is text like any other.
+        """
+        longer = tokenizer(
+            list(texts), truncation=True, max_length=limit + 1, split_special_tokens=True
+        )
+        lengths = [len(ids) for ids in longer["input_ids"]]
         if max(lengths) > limit and not self._warned:
             self._warned = True
             longest = texts[lengths.index(max(lengths))]
@@ -190,6 +241,7 @@ class ModelReward(ABC):
             padding="max_length",
             truncation=True,
             max_length=limit,
+            split_special_tokens=True,
             return_tensors="pt",
         )
         return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
@@ -213,6 +265,33 @@ class ModelReward(ABC):
 
 def _listed(prompts: Sequence[str | None] | str | None) -> list[str | None]:
     return [prompts] if prompts is None or isinstance(prompts, str) else list(prompts)
+
+
+def located(name: str | Path) -> str:
+    """Return a name, folder or file as a string, with ~ expanded."""
+    return expanduser(str(name))
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a name is that of a file or folder, and of nothing on the Hub."""
+    on_the_hub = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII)
+    return on_the_hub is None or name.endswith(_FILES)
+
+
+def device_for(dtype: torch.dtype, device: torch.device) -> torch.device:
+    """Return the device, or the CPU if the device has no such dtype, as MPS has no float64."""
+    absent = dtype == torch.float64 and device.type == "mps"
+    return torch.device("cpu") if absent else device
+
+
+def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in a dtype on a device, or on the CPU if the device has no such dtype.
+
+    On its way it is float64 only where there is float64.
+    """
+    if dtype == torch.float64:
+        return tensor.to(device_for(dtype, device)).to(dtype)
+    return tensor.to(dtype).to(device)
 
 
 def with_words(tokenizer: Any, name: str) -> Any:
@@ -256,13 +335,39 @@ def state_of(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, safetensors or pickled.
 
     Of a pickled checkpoint nothing but tensors is read.
+
+    Raises:
+        ValueError: if the checkpoint is no dict of tensors, or one of them is larger than what is
+            stored of it.
     """
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state)
+    held = torch.load(path, map_location="cpu", weights_only=True)
+    held = held.get("state_dict", held) if isinstance(held, dict) else held
+    if not isinstance(held, dict):
+        raise ValueError(
+            f"{path}: expected a dict of tensors by their names, got {type(held).__name__}: "
+            "name the checkpoint of the model"
+        )
+    state = {
+        name: value
+        for name, value in held.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if not state:
+        raise ValueError(
+            f"{path}: expected a dict of tensors by their names, got none of {len(held)} entries: "
+            "name the checkpoint of the model"
+        )
+    for name, value in state.items():
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path}: expected tensors that are stored whole, got {name} of shape "
+                f"{tuple(value.shape)}, which repeats what is stored: name another checkpoint"
+            )
+    return state
 
 
 def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -277,19 +382,36 @@ def linear_head(state: dict[str, Tensor]) -> nn.Sequential:
 
     Args:
         state: `layers.0.weight`, `layers.0.bias`, … with gaps where dropout was in training.
+
+    Raises:
+        ValueError: if there are no such layers.
     """
     numbers = sorted({int(name.split(".")[1]) for name in state if name.startswith("layers.")})
+    if not numbers:
+        raise ValueError(
+            f"expected tensors layers.0.weight, layers.0.bias, …, got {sorted(state)[:4]}: "
+            "name the checkpoint of such a head"
+        )
     layers = []
     for number in numbers:
         weight, bias = state[f"layers.{number}.weight"], state[f"layers.{number}.bias"]
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
+        layer = nn.Linear(weight.shape[1], weight.shape[0], device="cpu", dtype=weight.dtype)
         layer.load_state_dict({"weight": weight, "bias": bias})
         layers.append(layer)
     return nn.Sequential(*layers)
 
 
 def num_layers(state: dict[str, Tensor], prefix: str) -> int:
-    """Return the number of layers that are named `prefix` + number."""
-    return 1 + max(
-        int(name.removeprefix(prefix).split(".")[0]) for name in state if name.startswith(prefix)
-    )
+    """Return the number of layers that are named `prefix` + number.
+
+    Raises:
+        ValueError: if the layers are not numbered 0, 1, 2, …, each number once.
+    """
+    found = {name.split(".")[0] for name in under(state, prefix)}
+    strays = found - {str(number) for number in range(len(found))}
+    if strays or not found:
+        raise ValueError(
+            f"{prefix}…: expected layers numbered 0, 1, 2, … without gaps, got {len(found)}, among "
+            f"them {', '.join(sorted(strays)[:4]) or 'none'}: name the checkpoint of the model"
+        )
+    return len(found)

@@ -1,10 +1,15 @@
-"""Checkpoints of open_clip as models of transformers.
+"""Checkpoints and texts of open_clip for models of transformers.
 
 Both libraries hold the same CLIP under different names. open_clip stacks the three projections of
-an attention layer in one tensor, and transposes the projections of the two towers.
+an attention layer in one tensor, and transposes the projections of the two towers. It also cleans
+every text, where the tokenizers of transformers do no more than to compose accents and to collapse
+spaces.
 """
 
 from __future__ import annotations
+
+import re
+from html import unescape
 
 from torch import Tensor, nn
 
@@ -32,6 +37,21 @@ _INSIDE = {
     "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
 }
+
+
+def cleaned(text: str) -> str:
+    """Return a text as open_clip cleans it before it is split into tokens.
+
+    ftfy mends what is broken (mojibake) and straightens quotes, ligatures and full-width letters.
+    Then entities of HTML are resolved twice, letters become small, and spaces are collapsed.
+    """
+    if "&" in text or not (text.isascii() and text.isprintable()):  # ftfy leaves all else alone
+        from ftfy import fix_text
+
+        text = fix_text(text)
+    text = " ".join(unescape(unescape(text)).split()).lower()
+    # words to open_clip, whose control tokens have other names
+    return re.sub(r"<\|(startoftext|endoftext)\|>", r"<| \1 |>", text)
 
 
 def clip_from_open_clip(state: dict[str, Tensor]) -> nn.Module:
@@ -63,7 +83,7 @@ def clip_from_open_clip(state: dict[str, Tensor]) -> nn.Module:
         },
     )  # fmt: skip
     model = CLIPModel(config)
-    model.load_state_dict(from_open_clip(state))
+    model.load_state_dict(from_open_clip(state), assign=True)  # in the dtype of the checkpoint
     return model
 
 

@@ -35,8 +35,8 @@ class VLMReward(ModelReward):
         dtype: Floating point type of the model.
 
     Raises:
-        ValueError: at a call, if images require a gradient, a prompt contains the model's image
-            token, or no token begins the answer.
+        ValueError: at a call, if images require a gradient, the question or a prompt contains a
+            control token of the model, such as <image>, or no token begins the answer.
 
     Reference:
         Lin et al., arXiv:2404.01291 (VQAScore).
@@ -81,11 +81,8 @@ class VLMReward(ModelReward):
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         if images.requires_grad:
             raise ValueError("images require a gradient; VLMReward has none: detach them")
-        token = str(getattr(self.processor, "image_token", None) or "")
-        if token and any(token in text for text in texts):
-            raise ValueError(
-                f"prompts: {token} stands for an image to {self.name}: leave it out of the prompts"
-            )
+        for text in texts or [""]:
+            self._check_words(text)
         pictures = VaeImageProcessor.numpy_to_pil(images.float().cpu().movedim(1, -1).numpy())
         asked = [self._asked(text) for text in texts or [""] * len(pictures)]
         bos = self.processor.tokenizer.bos_token
@@ -113,6 +110,36 @@ class VLMReward(ModelReward):
         inputs |= {"logits_to_keep": 1} if "logits_to_keep" in named else {}
         logits = vlm(**inputs, use_cache=False).logits[:, -1].to(self.exact)
         return logits.softmax(-1)[:, self._first_tokens(asked[0])].sum(-1)
+
+    def _check_words(self, text: str) -> None:
+        """Check that question and prompt hold no control token.
+
+        In the chat template's words it would end the question, speak for the model, or stand for
+        an image.
+
+        Raises:
+            ValueError: if they hold one.
+        """
+        question = self.question.replace("{prompt}", text)
+        image = str(getattr(self.processor, "image_token", None) or "")
+        for token in [image, *self._control_tokens()]:
+            if token and token in question:
+                where = "question" if token in self.question else "prompts"
+                means = "stands for an image to" if token == image else "is a control token of"
+                raise ValueError(
+                    f"{where}: {token} {means} {self.name}: leave it out of the {where}"
+                )
+
+    def _control_tokens(self) -> list[str]:
+        """Return the tokenizer's special tokens and the added tokens that the template writes."""
+        template = str(getattr(self.processor, "chat_template", None) or "")
+        return [
+            added.content
+            for added in self.processor.tokenizer.added_tokens_decoder.values()
+            # a mark such as "!", which some tokenizers pad with, is a word as well
+            if len(added.content) > 1 and not added.content.isspace()
+            if added.special or added.content in template
+        ]
 
     def _asked(self, text: str) -> str:
         """Return the question about an image in the words of the model's chat template."""
