@@ -101,12 +101,12 @@ class VariancePreserving:
 
     def __init__(self, alphas_cumprod: Sequence[float]) -> None:
         table = np.asarray(alphas_cumprod, np.float64)
-        if table.ndim != 1 or np.any(np.diff(table) >= 0) or table[0] >= 1 or table[-1] < 0:
+        if table.ndim != 1 or not _decreases_from_one_to_zero(table):
+            ends = f" from {table.flat[0]:.6g} to {table.flat[-1]:.6g}" if table.size else ""
             raise ValueError(
                 "alphas_cumprod: expected a one-dimensional table that decreases strictly "
-                f"within [0, 1), got shape {table.shape} from {table.flat[0]:.6g} "
-                f"to {table.flat[-1]:.6g}: pass `scheduler.alphas_cumprod` of the model's own "
-                "scheduler"
+                f"within [0, 1), got shape {table.shape}{ends}: pass `scheduler.alphas_cumprod` "
+                "of the model's own scheduler"
             )
         self._times = np.linspace(0.0, 1.0, len(table) + 1)
         self._angles = np.append(np.arctan2(np.sqrt(1 - table), np.sqrt(table))[::-1], 0.0)
@@ -118,6 +118,11 @@ class VariancePreserving:
     def time(self, snr: float) -> float:
         angle = math.atan2(1.0, math.sqrt(snr))
         return float(np.interp(-angle, -self._angles, self._times))
+
+
+def _decreases_from_one_to_zero(table: np.ndarray) -> bool:
+    """Return whether 1 > ᾱ_0 > ᾱ_1 > … ≥ 0, which no NaN fulfils."""
+    return bool(table.size and table[0] < 1 and np.all(np.diff(table) < 0) and table[-1] >= 0)
 
 
 @dataclass(frozen=True)

@@ -190,12 +190,15 @@ def value(
         generator=generator,
         **options,
     )
-    scores = torch.as_tensor(reward(z))
+    scores = reward(z)
+    if not isinstance(scores, Tensor):  # numbers of Python are of double precision
+        scores = torch.as_tensor(scores, dtype=torch.float64, device="cpu")
     if scores.shape != (len(z),):
         raise ValueError(
             f"reward returned shape {tuple(scores.shape)}; expected one score per sample, "
             f"shape ({len(z)},): return one float for each z"
         )
+    scores = scores.cpu() if scores.device.type == "mps" else scores  # which has no float64
     return scores.double().view(len(x_t), num_samples).logsumexp(1) - math.log(num_samples)
 
 

@@ -53,10 +53,8 @@ class Angle:
         return math.atan2(self.scale, lam)
 
     def integral(self, start: float, end: float) -> float:
-        def primitive(lam: float) -> float:
-            return lam * self(lam) + self.scale / 2 * math.log(self.scale**2 + lam**2)
-
-        return primitive(end) - primitive(start) - self(start) * (end - start)
+        growth = (end - start) * (end + start) / (self.scale**2 + start**2)
+        return end * (self(end) - self(start)) + self.scale / 2 * math.log1p(growth)
 
 
 @dataclass(frozen=True)
@@ -130,6 +128,7 @@ class SolverOptions(TypedDict, total=False):
 
 
 _FIELDS = {"solver_order": "order", "corrector": "corrector", "inner_grid": "grid"}
+_GAUSS = list(zip(*(column.tolist() for column in np.polynomial.legendre.leggauss(8)), strict=True))
 
 
 @dataclass(frozen=True)
@@ -144,6 +143,7 @@ class InnerStep:
         sin: λ/√P, weight of e in the network input.
         keep: Weight of e: 1, or 0 in the step to data, where e becomes ẑ itself.
         euler: Weight of ẑ_i: λ_{i+1} − λ_i, or 1 in the step to data.
+        remember: Whether the next call may use ẑ_i.
         respond: Weight of e in the extrapolation, for the response of ẑ to fresh noise.
         predict: Weight of Δ in the extrapolation.
         correct: Weight of Δ in the correction of the last step; None for no correction.
@@ -160,6 +160,7 @@ class InnerStep:
     sin: float
     keep: float
     euler: float
+    remember: bool = False
     respond: float = 0.0
     predict: float = 0.0
     correct: float | None = None
@@ -167,6 +168,11 @@ class InnerStep:
     budget: float = math.inf
     harmless: float = 0.0
     ratio: float = 0.0
+
+    @property
+    def learns(self) -> bool:
+        """Whether Δ is used, to correct the last step or to predict this one."""
+        return self.correct is not None or self.predict != 0
 
 
 @dataclass(frozen=True)
@@ -203,30 +209,33 @@ def lay(
         previous: The previous block, if its last ẑ may serve this one.
     """
     psi = solver.variable(chosen.base_snr)
-    ends = [*lams[1:], chosen.lam_end]
+    ends, second_order = [*lams[1:], chosen.lam_end], solver.order == 2
     steps: list[InnerStep] = []
     for i, (lam, end) in enumerate(zip(lams, ends, strict=True)):
-        theta = chosen.angle(lam)
-        to_data = math.isinf(end)
-        keep, euler = (0.0, 1.0) if to_data else (1.0, end - lam)
-        step = InnerStep(levels[i], math.cos(theta), math.sin(theta), keep, euler)
-        if solver.order == 2 and i > 0:
-            span = psi(lam) - psi(lams[i - 1])
-            step = replace(
-                step,
-                predict=(-psi(lam) * solver.last_step if to_data else psi.integral(lam, end))
-                / span,
-                **_learning(psi, lams[: i + 1], step.sin, levels[i - 1], levels[i], solver),
-            )
-        elif solver.order == 2 and lam == 0:
-            step = replace(step, **_boundary(chosen, lams, previous, solver))
+        cos, sin = chosen.weights(lam)
+        to_data, weights = math.isinf(end), {}
+        if second_order and i > 0:
+            weights = _learning(psi, lams, i, sin, levels[i - 1], levels[i], solver)
+            ahead = -psi(lam) * solver.last_step if to_data else psi.integral(lam, end)
+            weights["predict"] = ahead / (psi(lam) - psi(lams[i - 1]))
+        elif second_order and lam == 0:
+            weights = _boundary(chosen, lams, previous, solver)
             if len(lams) > 1:
-                step = replace(
-                    step,
-                    respond=math.sqrt(1 + solver.response * end**2 / (1 + chosen.base_snr)) - 1,
-                )
-        steps.append(step)
+                variance = 1 / (1 + chosen.base_snr)
+                weights["respond"] = math.sqrt(1 + solver.response * end**2 * variance) - 1
+        keep, euler = (0.0, 1.0) if to_data else (1.0, end - lam)
+        followed = i + 1 < len(lams) or (_is_continued(lams, solver) and not to_data)
+        remember = second_order and followed
+        steps.append(InnerStep(levels[i], cos, sin, keep, euler, remember, **weights))
     return Block(chosen, tuple(steps), (*lams, chosen.lam_end), psi)
+
+
+def _is_continued(lams: Sequence[float], solver: Solver) -> bool:
+    """Return whether the next transition may use the last ẑ of one with calls at these λ.
+
+    Transitions of one call are left alone, because they are DDPM's ancestral steps.
+    """
+    return solver.boundary != "discard" and len(lams) > 1
 
 
 def _boundary(
@@ -235,10 +244,9 @@ def _boundary(
     """Return the weights with which a transition's first call corrects the previous transition.
 
     If the previous inner ODE ended at the precision of x_t itself (ρ_DDPM), the ẑ of this call
-    is also the ẑ at the end of that ODE; otherwise no weights are returned. Transitions of one
-    call are left alone, because they are DDPM's ancestral steps.
+    is also the ẑ at the end of that ODE; otherwise no weights are returned.
     """
-    if solver.boundary == "discard" or previous is None or len(previous.steps) == 1:
+    if previous is None or not _is_continued(previous.lams[:-1], solver):
         return {}
     before, psi = previous.transition, previous.variable
     if not math.isclose(before.snr(before.lam_end), chosen.base_snr, rel_tol=1e-9):
@@ -247,14 +255,17 @@ def _boundary(
     # a cut transition may have made its last call at its end, or beyond
     if last > end * (1 - 1e-6):
         return {}
-    scale, sin = before.sigma / chosen.t.sigma, math.sin(before.angle(end))
-    weights = _learning(psi, previous.lams, sin, previous.steps[-1].level, chosen.t, solver, scale)
+    start, sin = previous.steps[-1].level, before.weights(end)[1]
+    scale = before.sigma / chosen.t.sigma
+    weights = _learning(
+        psi, previous.lams, len(previous.steps), sin, start, chosen.t, solver, scale
+    )
     if solver.boundary == "reuse" and len(lams) == 2:
         # ẑ linear in the noise angle φ = atan2(σ, α), integrated by Simpson's rule
         now, middle, then = (
             math.atan2(1, math.sqrt(chosen.snr(lam))) for lam in (0.0, lams[1] / 2, lams[1])
         )
-        past = math.atan2(previous.steps[-1].level.sigma, previous.steps[-1].level.alpha)
+        past = math.atan2(start.sigma, start.alpha)
         weights["predict"] = lams[1] / 6 * (4 * (middle - now) + then - now) / (now - past)
     return weights
 
@@ -262,6 +273,7 @@ def _boundary(
 def _learning(
     psi: Variable,
     lams: Sequence[float],
+    i: int,
     sin: float,
     start: NoiseLevel,
     end: NoiseLevel,
@@ -272,26 +284,29 @@ def _learning(
 
     Args:
         psi: Variable of the transition that the step belongs to.
-        lams: λ of that transition's calls up to the start of the step, then λ at its end.
+        lams: λ of that transition's calls, and λ̄.
+        i: The step leads from λ_{i−1} to λ_i.
         sin: Weight of e in the network input at the end of the step.
         start: Noise level at the start of the step.
         end: Noise level at its end.
         solver: How the inner ODE is integrated.
         scale: Factor from e to the corrected quantity: 1 for e itself.
     """
-    span = psi(lams[-1]) - psi(lams[-2])
-    weight, third = psi.integral(lams[-2], lams[-1]) / span, len(lams) > 2
+    span = psi(lams[i]) - psi(lams[i - 1])
+    weight, third = psi.integral(lams[i - 1], lams[i]) / span, i > 1
     return {
         "harmless": (solver.reach / (sin * weight)) ** 2,
         "correct": scale * weight if solver.corrector else None,
         "budget": _budget(start, end, solver),
-        "ratio": (psi(lams[-2]) - psi(lams[-3])) / span if third else 0.0,
-        "curve": scale * _curve(psi, lams) if third and solver.corrector and solver.curved else 0.0,
+        "ratio": (psi(lams[i - 1]) - psi(lams[i - 2])) / span if third else 0.0,
+        "curve": scale * _curve(psi, lams, i)
+        if third and solver.corrector and solver.curved
+        else 0.0,
     }
 
 
-def _curve(psi: Variable, lams: Sequence[float]) -> float:
-    """Return the weight `curve`, which makes the corrected step quadratic in ψ.
+def _curve(psi: Variable, lams: Sequence[float], i: int) -> float:
+    """Return the weight `curve`, which makes the corrected step to λ_i quadratic in ψ.
 
     The weight multiplies Δ_i − Δ_{i−1} · span_i / span_{i−1}. The third call also makes
     the first step quadratic, because that step has no ẑ before it. On the scale √P it is the
@@ -299,16 +314,15 @@ def _curve(psi: Variable, lams: Sequence[float]) -> float:
     """
 
     def integral(start: float, end: float) -> float:  # ∫ (ψ − ψ(start)) (ψ − ψ(end)) dλ
-        nodes, weights = np.polynomial.legendre.leggauss(8)
-        half = (end - start) / 2
-        values = [psi(start + half * (1 + node)) for node in nodes]
-        return half * sum(
-            w * (v - psi(start)) * (v - psi(end)) for w, v in zip(weights, values, strict=True)
-        )
+        half, first, last, total = (end - start) / 2, psi(start), psi(end), 0.0
+        for node, weight in _GAUSS:
+            value = psi(start + half * (1 + node))
+            total += weight * (value - first) * (value - last)
+        return half * total
 
-    *_, first, middle, last = lams
-    weight = integral(middle, last) + (integral(first, middle) if len(lams) == 3 else 0.0)
-    return float(weight / (psi(last) - psi(first)) / (psi(last) - psi(middle)))
+    first, middle, last = lams[i - 2 : i + 1]
+    weight = integral(middle, last) + (integral(first, middle) if i == 2 else 0.0)
+    return weight / (psi(last) - psi(first)) / (psi(last) - psi(middle))
 
 
 def _budget(start: NoiseLevel, end: NoiseLevel, solver: Solver) -> float:

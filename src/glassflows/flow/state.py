@@ -6,12 +6,14 @@ its slope Δ = ẑ_i − ẑ_{i−1}. `solver` makes the weights of the inner st
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .denoise import combination
 from .solver import Block, InnerStep
 
 
@@ -20,19 +22,20 @@ class Slope(NamedTuple):
 
     Args:
         change: Δ = ẑ_i − ẑ_{i−1}, shape of x_t.
+        square: Mean square of each row's Δ, shape (N, 1, …).
         trust: Fraction of each row's Δ that may be extrapolated, in [0, 1], shape (N, 1, …).
         unmoved: 1 in rows whose two ẑ lie on one path, 0 in rows that the host moved between the
             calls, shape (N, 1, …); None if the host moved nothing.
     """
 
     change: Tensor
+    square: Tensor
     trust: Tensor
     unmoved: Tensor | None
 
     def select(self, rows: Tensor) -> Slope:
         """Return the slope of these rows."""
-        unmoved = None if self.unmoved is None else self.unmoved[rows]
-        return Slope(self.change[rows], self.trust[rows], unmoved)
+        return Slope(*(None if one is None else one[rows] for one in self))  # type: ignore[arg-type]
 
 
 class History(NamedTuple):
@@ -40,22 +43,23 @@ class History(NamedTuple):
 
     Args:
         denoised: ẑ of the last call.
-        extrapolation: What the inner step added to Euler's step.
-        slope: Slope at the last call; None if no ẑ came before it.
+        extrapolation: What the inner step added to Euler's step; None for nothing.
+        slope: Slope at the last call; None if it used none.
         unmoved: 1 in rows that are where the inner step left them, 0 in rows that the host has
             moved since, shape (N, 1, …); None if the host moved nothing.
     """
 
     denoised: Tensor
-    extrapolation: Tensor
+    extrapolation: Tensor | None
     slope: Slope | None = None
     unmoved: Tensor | None = None
 
     def select(self, rows: Tensor) -> History:
         """Return the history of these rows."""
+        extrapolation = None if self.extrapolation is None else self.extrapolation[rows]
         slope = None if self.slope is None else self.slope.select(rows)
         unmoved = None if self.unmoved is None else self.unmoved[rows]
-        return History(self.denoised[rows], self.extrapolation[rows], slope, unmoved)
+        return History(self.denoised[rows], extrapolation, slope, unmoved)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class InnerState:
     Args:
         base: x_t / σ_t.
         innovation: e at the current λ, as predicted.
-        history: What the corrector and the predictor need; None before the first call.
+        history: What the corrector and the predictor need; None if the next call needs nothing.
     """
 
     base: Tensor
@@ -86,7 +90,8 @@ def start(x: Tensor, block: Block) -> InnerState:
 
 def network_input(step: InnerStep, state: InnerState) -> Tensor:
     """Return x_in = σ_t* (cos θ · x_t/σ_t + sin θ · e), a sample of the marginal at t*."""
-    return step.level.sigma * (step.cos * state.base + step.sin * state.innovation)
+    sigma = step.level.sigma
+    return combination(sigma * step.cos, state.base, sigma * step.sin, state.innovation)
 
 
 def inner_step(
@@ -99,7 +104,8 @@ def inner_step(
     Args:
         block: The transition and the weights of its steps.
         i: Index of the network call that gave ẑ.
-        state: The state whose network input that call received.
+        state: The state whose network input that call received. Within a transition its e is
+            overwritten, unless a gradient may need that.
         denoised: ẑ_i, shape of x_t.
         noise: Fresh noise ε̄, the initial e of a transition; None to go on from the e of `state`.
 
@@ -107,48 +113,70 @@ def inner_step(
         The next network input, or x_t′ at the end of the transition, and the state that belongs
         to it.
     """
-    state, slope = correct(block.steps[i], state, denoised)
+    own = i > 0 and may_be_overwritten(state.innovation, denoised)
+    state, slope = correct(block.steps[i], state, denoised, own)
     if noise is not None:
         state = replace(state, innovation=noise)
-    state = advance(block.steps[i], state, denoised, slope)
+    state = advance(block.steps[i], state, denoised, slope, own)
     if i + 1 < len(block.steps):
         return network_input(block.steps[i + 1], state), state
     return leave(block, state)
 
 
 def correct(
-    step: InnerStep, state: InnerState, denoised: Tensor
+    step: InnerStep, state: InnerState, denoised: Tensor, own: bool = False
 ) -> tuple[InnerState, Slope | None]:
     """Correct the step that led to ẑ_i, now that ẑ_i is known; return the state and the slope.
 
     At λ = 0 that step was the last of the previous transition, and the correction moves x_t
-    itself.
+    itself. With `own`, it overwrites e.
     """
     last = state.history
-    if last is None:
+    if last is None or not step.learns:
         return state, None
     change, before = denoised - last.denoised, last.slope
+    still = 1.0 if last.unmoved is None else last.unmoved
     genuine = 1.0 if before is None or before.unmoved is None else before.unmoved
-    trust = _trust(step, change, None if before is None else genuine * before.change)
-    shift = 0.0 if step.correct is None else step.correct * trust * change - last.extrapolation
+    square, kept = _row_mean(change.square()), None
+    if before is not None and step.ratio:
+        kept = genuine * _over(_row_mean(change * before.change), before.square)
+    trust = still * _trust(step, square, kept)
+    slope = Slope(change, square, trust, last.unmoved)
+    if step.correct is None:
+        return state, slope
+    x = state.innovation if step.sin else state.base
+    if last.extrapolation is not None:
+        x = _plus(x, -still, last.extrapolation, own)
+    weight = step.correct * trust
     if step.curve and before is not None:
-        shift = shift + step.curve * trust * genuine * (change - before.change / step.ratio)
-    if last.unmoved is not None:
-        trust, shift = last.unmoved * trust, last.unmoved * shift
-    slope = Slope(change, trust, last.unmoved)
-    if step.sin:
-        return replace(state, innovation=state.innovation + shift), slope
-    return replace(state, base=state.base + shift), slope
+        curve = step.curve * genuine * trust
+        weight = weight + curve
+        x = _plus(x, -curve / step.ratio, before.change, own)
+    x = _plus(x, weight, change, own)
+    return replace(state, **{"innovation" if step.sin else "base": x}), slope
 
 
 def advance(
-    step: InnerStep, state: InnerState, denoised: Tensor, slope: Slope | None
+    step: InnerStep, state: InnerState, denoised: Tensor, slope: Slope | None, own: bool = False
 ) -> InnerState:
-    """Return the state at λ_{i+1}, given the denoised mean ẑ_i of this step's network input."""
-    extrapolation = step.respond * state.innovation
-    if slope is not None:
-        extrapolation = extrapolation + step.predict * slope.trust * slope.change
-    innovation = step.keep * state.innovation + step.euler * denoised + extrapolation
+    """Return the state at λ_{i+1}, given the denoised mean ẑ_i of this step's network input.
+
+    With `own`, it overwrites e.
+    """
+    innovation, extrapolation = state.innovation, None
+    if step.respond:
+        extrapolation = step.respond * innovation
+    if step.predict and slope is not None:
+        predicted = step.predict * slope.trust * slope.change
+        extrapolation = predicted if extrapolation is None else extrapolation + predicted
+    if step.keep:
+        innovation = _plus(innovation, step.euler, denoised, own)
+    else:
+        innovation = combination(0.0, innovation, step.euler, denoised)
+    if extrapolation is not None:
+        innovation = _plus(innovation, 1.0, extrapolation, own)
+    if not step.remember:
+        return InnerState(state.base, innovation)
     history = History(denoised.clone(), extrapolation, slope)  # the network may reuse its buffer
     return InnerState(state.base, innovation, history)
 
@@ -159,7 +187,7 @@ def leave(block: Block, state: InnerState) -> tuple[Tensor, InnerState]:
     x_next = chosen.next_state(state.base, state.innovation)
     scaled = x_next / (chosen.t_next.sigma or 1.0)
     history = state.history
-    if history is not None:  # in units of the new base
+    if history is not None and history.extrapolation is not None:  # in units of the new base
         scale = chosen.sigma / (chosen.t_next.sigma or 1.0)
         history = history._replace(extrapolation=scale * history.extrapolation)
     return x_next, InnerState(base=scaled, innovation=scaled, history=history)
@@ -178,25 +206,55 @@ def moved(step: InnerStep, state: InnerState, x: Tensor, returned: Tensor) -> In
     if history is not None:
         changed = (delta.abs() > 2**-8 * returned.abs()).to(delta.dtype)
         history = history._replace(unmoved=(_row_mean(changed) == 0).to(delta.dtype))
-    delta = delta / step.level.sigma
-    return InnerState(state.base + step.cos * delta, state.innovation + step.sin * delta, history)
+    cos, sin = step.cos / step.level.sigma, step.sin / step.level.sigma
+    base = torch.add(state.base, delta, alpha=cos)
+    innovation = torch.add(state.innovation, delta, alpha=sin)
+    return InnerState(base, innovation, history)
 
 
-def _trust(step: InnerStep, change: Tensor, before: Tensor | None) -> Tensor:
+def may_be_overwritten(x: Tensor, y: Tensor) -> bool:
+    """Return whether x + y may be written over x, a tensor of ours."""
+    inference = torch.is_inference_mode_enabled()
+    return x.dtype == y.dtype and not x.requires_grad and x.is_inference() == inference
+
+
+def _plus(x: Tensor, weight: float | Tensor, y: Tensor, own: bool) -> Tensor:
+    """Return x + weight · y; with `own` and one weight for all rows, it overwrites x."""
+    if isinstance(weight, Tensor):
+        return torch.addcmul(x, weight, y)  # vmap has no rule for its variant in place
+    return x.add_(y, alpha=weight) if own else torch.add(x, y, alpha=weight)
+
+
+def _trust(step: InnerStep, square: Tensor, kept: Tensor | None) -> Tensor:
     """Return the fraction of each row's Δ that may be extrapolated, in [0, 1], shape (N, 1, …).
 
     Between two precisions the posterior mean of a standard Gaussian moves by less than the variance
     it gains, which is the unit of the budget. A smooth path does not turn back. Strong guidance
     breaks both rules where steps are too long, and the step falls back to Euler's. An extrapolation
     that hardly moves the network's input, as in every short step, is trusted in any case.
+
+    Args:
+        square: Mean square of Δ.
+        kept: Share of the Δ before that Δ keeps, their projection; None if there is none to judge.
     """
-    tiny = torch.finfo(change.dtype).tiny
-    square = _row_mean(change.square()).clamp(min=tiny)
-    trust = (step.budget / square).clamp(max=1.0)
-    if before is not None and step.ratio:
-        kept = _row_mean(change * before) / _row_mean(before.square()).clamp(min=tiny)
+    trust = _share(step.budget, square)
+    if kept is not None:
         trust = trust * (1 + step.ratio * kept).clamp(0.0, 1.0)
-    return torch.maximum(trust, (step.harmless / square).clamp(max=1.0))
+    return torch.maximum(trust, _share(step.harmless, square))
+
+
+def _share(limit: float, square: Tensor) -> Tensor:
+    """Return min(1, limit / square)."""
+    numbers = torch.finfo(square.dtype)
+    if limit > numbers.max:
+        return torch.ones_like(square)
+    return limit / square.clamp(min=max(limit, numbers.tiny))
+
+
+def _over(product: Tensor, square: Tensor) -> Tensor:
+    """Return product / square, 0 where the square is 0: there its gradient is 0, too."""
+    nothing = square < torch.finfo(square.dtype).tiny
+    return product / square.masked_fill(nothing, math.inf)
 
 
 def _row_mean(x: Tensor) -> Tensor:

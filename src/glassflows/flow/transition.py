@@ -21,6 +21,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from .denoise import combination
 from .noise import NoiseLevel, NoiseSchedule, RectifiedFlow
 
 Correlation = float | Literal["ddpm"]
@@ -62,9 +63,13 @@ class Transition:
         """λ at which the precision of z is `snr`, the inverse of `snr(lam)`."""
         return math.sqrt(max(snr - self.base_snr, 0.0))
 
-    def angle(self, lam: float) -> float:
-        """θ with cos θ = √(P_t / P) and sin θ = λ / √P; 0 at λ = 0."""
-        return math.atan2(lam, math.sqrt(self.base_snr))
+    def weights(self, lam: float) -> tuple[float, float]:
+        """cos θ = √(P_t / P) and sin θ = λ / √P at λ; (1, 0) at λ = 0."""
+        if math.isinf(lam):
+            return 0.0, 1.0
+        root = math.sqrt(self.base_snr)
+        length = math.hypot(root, lam)
+        return (root / length, lam / length) if lam else (1.0, 0.0)
 
     def next_state(self, base: Tensor, innovation: Tensor) -> Tensor:
         """Return x_t′ = γ̄ x_t + σ̄ e(λ̄), or γ̄ x_t + ᾱ ẑ where σ̄ = 0.
@@ -73,7 +78,7 @@ class Transition:
             base: x_t/σ_t.
             innovation: e(λ̄), or ẑ where σ̄ = 0.
         """
-        return self.gamma * self.t.sigma * base + (self.sigma or self.alpha) * innovation
+        return combination(self.gamma * self.t.sigma, base, self.sigma or self.alpha, innovation)
 
 
 def ddpm_correlation(t: NoiseLevel, t_next: NoiseLevel) -> float:
