@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import or_
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..flow.noise import NoiseLevel
@@ -132,6 +136,30 @@ class Timetable:
             )
         return self._told.index(timestep)
 
+    def check_due(self, timestep: Any, index: int) -> None:
+        """Refuse a timestep other than that of the call that is due.
+
+        A tensor on an accelerator passes: looking at it would wait for the accelerator.
+
+        Raises:
+            ValueError: if it is another.
+        """
+        due = self._told[index]
+        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+            return
+        told = timestep.tolist() if isinstance(timestep, Tensor) else timestep
+        if isinstance(told, (int, float)) and told == due:  # as nearly every host sends it
+            return
+        numbers = np.ravel(told)
+        slack = _slack(timestep, due)
+        if not any(abs(number - due) <= slack for number in numbers):  # tokens not due have others
+            got = ", ".join(f"{number:g}" for number in dict.fromkeys(numbers[:8].tolist()))
+            raise ValueError(
+                f"step: expected timestep {due:g}, which is due at call {index}, got {got}: step "
+                "through scheduler.timesteps in their order, each once, or call set_timesteps and "
+                "set_begin_index for a run that begins elsewhere"
+            )
+
     def level(self, timestep: float, index: int | None) -> NoiseLevel:
         """Return the noise level the host means by a timestep.
 
@@ -160,14 +188,16 @@ class Timetable:
         # a cut transition that has passed its own end is the ODE, drawn or not
         passed = begin > 0 and not blocks[0].transition.base_snr > 0
         draws_first = self._transitions.draw_first and not passed
+        drawn = [k > 0 or draws_first for k in range(len(blocks))]
+        noisy = [one and not _ends_in_prediction(b) for one, b in zip(drawn, blocks, strict=True)]
+        stochastic = list(accumulate(reversed(noisy), or_))[::-1]  # from there on
         calls: list[Call] = []
         for k, block in enumerate(blocks):
-            at = Boundary(k, len(blocks), block.transition.t)
+            at = Boundary(k, len(blocks), block.transition.t, stochastic[k])
             for i, step in enumerate(block.steps):
                 boundary = at if i == 0 else None
                 told = NetworkCall(begin + len(calls), len(self._told), step.level, boundary)
-                draws = i == 0 and (k > 0 or draws_first)
-                calls.append(Call(block, i, draws, told))
+                calls.append(Call(block, i, i == 0 and drawn[k], told))
         return [calls[0]] * begin + calls
 
     def _blocks_from(self, begin: int) -> list[Block]:
@@ -178,3 +208,17 @@ class Timetable:
             return self._transitions.over(self._grid.levels[begin:], self._native)
         solver, draw_first = self._transitions.solver, self._transitions.draw_first
         return cut(self._blocks, begin, solver, draw_first)
+
+
+def _ends_in_prediction(block: Block) -> bool:
+    """Return whether a transition ends in the ẑ of its only call, whatever noise it draws."""
+    return len(block.steps) == 1 and block.steps[0].keep == 0
+
+
+def _slack(timestep: Any, due: float) -> float:
+    """Return how far off a timestep may be that a host holds in a dtype of its own."""
+    if isinstance(timestep, Tensor) and timestep.is_floating_point():
+        return max(torch.finfo(timestep.dtype).eps, 1e-5) * max(abs(due), 0.1)
+    if isinstance(timestep, (int, Tensor)):
+        return due % 1  # cut to an integer
+    return 1e-5 * max(abs(due), 0.1)

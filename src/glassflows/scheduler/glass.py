@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
@@ -16,14 +17,14 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..flow.solver import InnerGrid, Solver
-from ..flow.state import InnerState, inner_step, moved, start
+from ..flow.state import InnerState, inner_step, may_be_overwritten, moved, start
 from ..flow.transition import Correlations, check_correlations
 from . import config as configs
 from .calls import Call, FirstTransition, Timetable, Transitions
 from .hooks import Boundary, NetworkCall, TransitionHook
 from .native import Native
 from .noise_source import Generators, NoiseSource, check_initial_noise
-from .supported import FLOW_MATCH_EULER, SUPPORTED
+from .supported import FLOW_MATCH_EULER, NATIVE_READS, SUPPORTED
 
 _OWN = (
     "num_transitions",
@@ -35,6 +36,7 @@ _OWN = (
     "noise_scale",
 )
 _CLASSES = ("GLASSScheduler", "GLASSFlowMatchScheduler")
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 
 _FOR_HOOKS = (-1,)
 """The stream of random numbers that hooks draw."""
@@ -63,13 +65,13 @@ class _Run:
     Args:
         calls: All of its network calls.
         index: The call that is due.
-        state: The state of its transition.
-        returned: What the pipeline was handed last; None before the first step.
+        state: The state of its transition; None after the last step.
+        returned: What the pipeline was handed last; None before the first step and after the last.
     """
 
     calls: list[Call]
     index: int
-    state: InnerState
+    state: InnerState | None
     returned: Tensor | None
 
 
@@ -151,11 +153,10 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         self.on_denoised: CallObserver | None = None
         self.hook: TransitionHook | None = None
         self.num_inference_steps: int | None = None
-        self.timesteps = torch.arange(self._native.num_train_timesteps - 1, -1, -1)
-        self.sigmas = torch.empty(0)
         self._timetable: Timetable | None = None
         self._noise = NoiseSource()
         self._in_hook = False
+        self._show_training_grid()
         self._reset()
 
     # ---- construction ----------------------------------------------------------------------------
@@ -171,6 +172,40 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             # those that other classes may set anew
             visible["_use_default_values"] = list(scheduler.config.get("_use_default_values", ()))
         self.register_to_config(**visible, native=native, glass=own)
+
+    def _show_training_grid(self) -> None:
+        """Show what the native scheduler shows before `set_timesteps`, for training."""
+        native = self._native.scheduler
+        self.timesteps = torch.arange(self._native.num_train_timesteps - 1, -1, -1)
+        if getattr(native, "timesteps", None) is not None:  # PNDM's
+            self.timesteps = native.timesteps.clone()
+        if hasattr(native, "sigmas"):
+            self.sigmas = native.sigmas.clone()
+
+    @property
+    def config(self) -> configs.GLASSConfig:
+        """The native keys beside our own; a native's `from_config` takes what is its own."""
+        if not isinstance(self._internal_dict, configs.GLASSConfig):  # registered, or mended
+            self._internal_dict = configs.GLASSConfig(self._internal_dict)
+        return self._internal_dict
+
+    @property
+    def compatibles(self) -> list[type]:
+        """The classes that the native scheduler may be exchanged for."""
+        return self._native.scheduler.compatibles
+
+    def __getattr__(self, name: str) -> Any:
+        """Read what a native scheduler shows of its tables, for guidance and training."""
+        if name not in NATIVE_READS or "_native" not in self.__dict__:
+            return super().__getattr__(name)
+        native = self._native.scheduler
+        try:
+            return getattr(native, name)
+        except AttributeError:
+            raise AttributeError(
+                f"'{type(self).__name__}' object has no attribute '{name}': its native "
+                f"{type(native).__name__} has none"
+            ) from None
 
     @classmethod
     def from_config(  # type: ignore[override]
@@ -194,6 +229,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
                 "pipe.scheduler.config, or use GLASSScheduler.from_pretrained for a path"
             )
         if config.get("_class_name") in _CLASSES:
+            configs.check_glass(config)
             native, own = configs.current(config), dict(config["glass"])
             edited = (key for key in own if key in config and key not in native)
             own |= {key: config[key] for key in edited}
@@ -230,7 +266,8 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         native = scheduler._native.scheduler if is_glass else scheduler
         own = scheduler._options if is_glass else {}
         new = cls({**native.config, "_class_name": type(native).__name__}, **(own | options))
-        new._wrap(copy.deepcopy(native))
+        new._wrap(configs.without_run(native))
+        new._show_training_grid()
         if is_glass:
             new._noise.generator = scheduler._noise.generator
             new.on_boundary, new.on_denoised = scheduler.on_boundary, scheduler.on_denoised
@@ -328,7 +365,8 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output: What the network predicted for `sample`, shape (N, *event).
-            timestep: The entry of `timesteps` it was told; read in the first step of a run only.
+            timestep: The entry of `timesteps` it was told, which is the one due; on an accelerator
+                it is read in the first step of a run only.
             sample: The network's input, shape (N, *event); edits made to it since the last step are
                 carried along.
             generator: Source of the noise, or a list of one per row; see the class for the default.
@@ -341,8 +379,9 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
                 the next timestep.
 
         Raises:
-            ValueError: before `set_timesteps`, after the last timestep of a run, where a sample's
-                shape changed, and for an `eta` other than 0.
+            ValueError: before `set_timesteps`, after the last timestep of a run, for a timestep
+                that is not due, where a sample has no rows or its shape changed, and for an `eta`
+                other than 0.
         """
         self._admit("step")
         if eta:
@@ -352,6 +391,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         run = self._run or self._begin(timestep, sample, generator)
         if run.index == len(self.timesteps):
             raise ValueError("step: the run has ended: call set_timesteps to begin another")
+        self._timetable.check_due(timestep, run.index)  # type: ignore[union-attr]
         call = run.calls[run.index]
         x, state = sample.float(), _followed(run, sample)
         output = model_output.float() if per_token_timesteps is None else -model_output.float()
@@ -362,16 +402,27 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         noise = self._noise.draw(x, generator) if call.draws else None
         x_next, state = inner_step(call.block, call.i, state, denoised, noise)
         x_next = self._handed_out(run.index, x_next, sample.dtype)
-        self._run = _Run(run.calls, run.index + 1, state, x_next.clone())
-        if self.hook is not None:
-            self.hook.after_call(call.told, self._run.returned)  # type: ignore[arg-type]
+        buffer = run.returned if self.hook is None else None  # a hook may hold what it was told
+        returned, index = _copied(x_next, buffer), run.index + 1
+        if index < len(self.timesteps):
+            self._run = _Run(run.calls, index, state, returned)
+        else:  # let go of its tensors
+            self._run = _Run(run.calls, index, None, None)
         denoised = self._on_host_scale(denoised, sample.dtype)
+        if self.hook is not None:
+            self.hook.after_call(call.told, returned)
+            self.hook.after_prediction(call.told, denoised)
         return GLASSSchedulerOutput(x_next, denoised) if return_dict else (x_next, denoised)
 
     def _begin(self, timestep: Any, sample: Tensor, generator: Generators | None) -> _Run:
         """Begin a run: find its first call, lay its transitions, seed its noise."""
         if self._timetable is None:
             raise ValueError("step: no timetable yet: call set_timesteps first")
+        if sample.ndim == 0 or not len(sample):
+            raise ValueError(
+                "step: expected a sample with at least one row, got shape "
+                f"{tuple(sample.shape)}: leave empty batches out"
+            )
         if self._begin_index is None:
             self._begin_index = self._timetable.find(float(timestep))
         calls = self._timetable.calls(self._begin_index)
@@ -384,21 +435,24 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
     def _tell(self, told: NetworkCall, sample: Tensor, denoised: Tensor) -> Tensor | None:
         """Tell observers and hook of a call; return the rows that go on, None for all."""
+        if self.on_denoised is self.on_boundary is self.hook is None:
+            return None
         with self._hooks_running():
             if self.on_denoised is not None:
-                self.on_denoised(told, self._on_host_scale(denoised, sample.dtype))
+                self.on_denoised(told, self._on_host_scale(denoised, sample.dtype).clone())
             if told.boundary is None:
                 return None
             if self.on_boundary is not None:
-                z = self._on_host_scale(denoised, sample.dtype)
+                z = self._on_host_scale(denoised, sample.dtype).clone()
                 self.on_boundary(told.boundary, sample, z)
             if self.hook is None:
                 return None
             return self.hook.at_boundary(told.boundary, sample, self._native.data_scale * denoised)
 
     def _on_host_scale(self, denoised: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a copy of ẑ in the host's units."""
-        return (self._native.data_scale * denoised).to(dtype, copy=True)
+        """Return ẑ in the host's units."""
+        scale = self._native.data_scale
+        return (denoised if scale == 1 else scale * denoised).to(dtype)
 
     def _handed_out(self, index: int, x_next: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the latents as the host gets them: the last ones in its native sampler's units."""
@@ -464,14 +518,39 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
 def _followed(run: _Run, sample: Tensor) -> InnerState:
     """Return the state of the call that is due, moved by what the host did to its latents."""
+    state: InnerState = run.state  # type: ignore[assignment]  # the run has not ended
     if run.returned is None:
-        return run.state
+        return state
     if sample.shape != run.returned.shape:
         raise ValueError(
             f"step: expected a sample of shape {tuple(run.returned.shape)}, got "
             f"{tuple(sample.shape)}: pipelines that drop rows or frames within a run are not "
             "supported"
         )
+    if _is_handed_back(sample, run.returned):
+        return state
     call = run.calls[run.index]
     step = call.block.steps[call.i]
-    return moved(step, run.state, sample.float(), run.returned.float())
+    return moved(step, state, sample.float(), run.returned.float())
+
+
+def _copied(x: Tensor, buffer: Tensor | None) -> Tensor:
+    """Return a copy of x, in a buffer of ours where that may be overwritten."""
+    if buffer is None or x.requires_grad or not may_be_overwritten(buffer, x):
+        return x.clone()
+    return buffer.copy_(x)
+
+
+def _is_handed_back(sample: Tensor, returned: Tensor) -> bool:
+    """Return whether a sample is known to be what the host was handed, bit for bit.
+
+    The values of an accelerator are not waited for. A gradient may take another way than the value.
+    """
+    on_cpu = sample.device.type == returned.device.type == "cpu"
+    if not on_cpu or sample.dtype != returned.dtype:
+        return False
+    if sample.requires_grad or returned.requires_grad:
+        return False
+    bits = _BITS[sample.element_size()]
+    same = np.equal(sample.view(bits).numpy(), returned.view(bits).numpy())
+    return bool(same.all())

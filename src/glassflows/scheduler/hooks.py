@@ -22,11 +22,14 @@ class Boundary:
         index: Number of the transition, from 0.
         total: Number of transitions of the run.
         level: Noise level of x_t.
+        stochastic: Whether fresh noise of this or a later transition still matters. If not, equal
+            rows stay equal to the end: in a transition to data of one call the end is ẑ itself.
     """
 
     index: int
     total: int
     level: NoiseLevel
+    stochastic: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,15 @@ class TransitionHook:
         Args:
             call: The call.
             x_next: The latents, shape (N, *event); they belong to the scheduler: do not write.
+        """
+
+    def after_prediction(self, call: NetworkCall, z: Tensor) -> None:
+        """Take note of the denoised prediction of a network call, of the rows that went on.
+
+        Args:
+            call: The call.
+            z: The denoised prediction in the host's units, shape (N, *event) and dtype of the
+                latents; the pipeline is handed it, too: do not write.
         """
 
     def for_copy(self) -> TransitionHook | None:

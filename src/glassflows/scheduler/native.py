@@ -35,6 +35,7 @@ from .supported import (
     EDM,
     EXPLODING,
     FLOW,
+    NEARLY_ZERO,
     PNDM,
     TABLE,
     NeedsFlowMatchScheduler,
@@ -116,19 +117,19 @@ class Native:
             given: `sigmas`, `mu` and `timesteps`, None where the host gave none.
 
         Raises:
-            ValueError: if the native scheduler does not take what the host gave, or its noise does
-                not decrease.
+            ValueError: if the native scheduler does not take what the host gave, its noise is not
+                finite or does not decrease, or the network is to predict ε where nothing else is.
         """
         self.scheduler.set_timesteps(device=device, **self._accepted(num_inference_steps, given))
         grid = self._table_grid() if self.name in TABLE else self._sigma_grid()
-        *times, end = [level.t for level in grid.levels]
-        falls = all(now < then for now, then in pairwise(times))
-        if not falls or end < times[-1] or times[-1] >= 1:
-            shown = ", ".join(f"{sigma:.4g}" for sigma in grid.sigmas[:8].tolist())
+        _check_decreasing(grid)
+        if self._reading.prediction == "epsilon" and grid.levels[0].alpha == 0:
             raise ValueError(
-                "set_timesteps: expected noise that decreases from call to call and is there at "
-                f"each of them, got sigmas {shown} …: mend the sigmas or timesteps given, or take "
-                "fewer steps"
+                "set_timesteps: expected some signal at each call of a network that predicts ε "
+                f"(prediction_type 'epsilon'), got none at timestep {grid.timesteps[0].item():g}, "
+                "where ẑ would be 0/0 (zero terminal SNR): a model trained at it has "
+                "prediction_type='v_prediction'; with any other set rescale_betas_zero_snr=False, "
+                "or timestep_spacing='leading', which leaves this timestep out"
             )
         return grid
 
@@ -151,7 +152,9 @@ class Native:
         takes = inspect.signature(self.scheduler.set_timesteps).parameters
         if refused := [key for key in given if key not in takes]:
             raise ValueError(
-                f"set_timesteps: {self.name} takes no {', '.join(refused)}: leave them out"
+                f"set_timesteps: {self.name} takes no {', '.join(refused)}: leave them out, or, "
+                "where the pipeline sends them itself, give it a scheduler that takes them "
+                "(FlowMatchEulerDiscreteScheduler for FLUX and its kin), natively too"
             )
         if num_inference_steps is not None:
             given["num_inference_steps"] = num_inference_steps
@@ -163,6 +166,8 @@ class Native:
         if self.name in CALLED_TWICE:
             sigmas = torch.cat([sigmas[:1], sigmas[1::2]])
             timesteps = torch.cat([timesteps[:1], timesteps[1::2]])
+        _check_finite("sigmas", sigmas)
+        _check_finite("timesteps", timesteps)
         levels = [self.coordinates.level(sigma) for sigma in sigmas.double().tolist()]
         if self._ends_noisy(levels):
             levels[-1] = levels[-2]
@@ -219,10 +224,46 @@ class Native:
         if self._reading.negated:
             output = -output
         z = denoised(output, x_t, self.coordinates.path(level), self._reading.prediction)
-        thresholds = hasattr(self.scheduler, "_threshold_sample")
-        if self.config.get("thresholding") and thresholds and self.config.get("predict_x0", True):
+        thresholds = self.config.get("thresholding") and self.config.get("predict_x0", True)
+        if thresholds and hasattr(self.scheduler, "_threshold_sample"):
             return self.scheduler._threshold_sample(z)
         return z if self._clip is None else z.clamp(-self._clip, self._clip)
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    """Refuse a grid that holds what is no number.
+
+    Raises:
+        ValueError: with the entries at fault.
+    """
+    wrong = [
+        f"{value} at {i}" for i, value in enumerate(values.tolist()) if not math.isfinite(value)
+    ]
+    if wrong:
+        raise ValueError(
+            f"set_timesteps: expected finite {name}, got {', '.join(wrong[:3])} of {len(values)}: "
+            "mend the sigmas, timesteps or mu given, or shift and betas in the native config"
+        )
+
+
+def _check_decreasing(grid: NativeGrid) -> None:
+    """Refuse a grid whose noise does not decrease from call to call, or is gone before the end.
+
+    Raises:
+        ValueError: with the sigmas at fault.
+    """
+    times, sigmas = [level.t for level in grid.levels], grid.sigmas.tolist()
+    last = len(times) - 2
+    wrong = [f"{sigmas[i]:.6g} at call {i}" for i, t in enumerate(times[:-1]) if t >= 1]
+    for i, (now, then) in enumerate(pairwise(times)):
+        if then < now or (then == now and i < last):  # the end may be at the last call
+            wrong.append(f"{sigmas[i]:.6g} at call {i} and then {sigmas[i + 1]:.6g}")
+    if wrong:
+        raise ValueError(
+            "set_timesteps: expected noise that decreases from call to call and is there at each "
+            f"of them, got sigmas {'; '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}: mend "
+            "the sigmas or timesteps given, or take fewer steps"
+        )
 
 
 def _coordinates(scheduler: Any, config: Mapping[str, Any], noise_scale: float) -> Coordinates:
@@ -237,5 +278,29 @@ def _coordinates(scheduler: Any, config: Mapping[str, Any], noise_scale: float) 
         return ScaledSigmas(config["sigma_data"], EDM_READINGS, cosine=name == COSINE_DPM)
     if config.get("timestep_type") == "continuous":
         return ScaledSigmas(1.0, TABLE_READINGS)  # SVD
-    table = scheduler.alphas_cumprod.double().tolist()
-    return TableEntries(VariancePreserving(table), total)
+    return TableEntries(_table(scheduler, total), total)
+
+
+def _table(scheduler: Any, total: int) -> VariancePreserving:
+    """Return the table of a native scheduler, of which the first `total` entries are timesteps.
+
+    Raises:
+        UnsupportedScheduler: if its ᾱ do not decrease, or are fewer.
+    """
+    table = scheduler.alphas_cumprod.cpu().double().tolist()[:total]
+    if len(table) < total:
+        raise UnsupportedScheduler(
+            f"num_train_timesteps: expected one for each beta, {len(table)}, got {total}: set it "
+            "to the length of trained_betas"
+        )
+    raised = scheduler.config.get("rescale_betas_zero_snr") and table[-1] == NEARLY_ZERO
+    if raised and table[-1] >= min(table[:-1], default=1.0):
+        table[-1] = 0.0  # as it was rescaled, before it was raised above its neighbours
+    try:
+        return VariancePreserving(table)
+    except ValueError:
+        raise UnsupportedScheduler(
+            "betas: expected noise that grows with every training timestep, got ᾱ from "
+            f"{table[0]:.6g} to {table[-1]:.6g} that does not decrease strictly within [0, 1): "
+            "mend beta_start, beta_end, beta_schedule or trained_betas of the native config"
+        ) from None

@@ -111,7 +111,7 @@ def check_initial_noise(sample: Tensor, level: NoiseLevel) -> None:
     """
     if level.alpha > 0 or sample.is_meta or sample.numel() < 64:
         return
-    spread = float(sample.float().std())
+    spread = float(sample.detach().float().std())
     if spread > 1.5 * level.sigma:
         raise NeedsNoiseScale(
             f"step: expected initial noise of standard deviation {level.sigma:g}, "

@@ -56,6 +56,32 @@ CLIPPED = (*_DDIM_LIKE, HEUN)
 CALLED_TWICE = (FLOW_MATCH_HEUN, HEUN)
 """Their lists name each network call but the first twice."""
 
+NATIVE_READS = (
+    "alphas",
+    "alphas_cumprod",
+    "betas",
+    "final_alpha_cumprod",
+    "one",
+    "alpha_t",
+    "sigma_t",
+    "lambda_t",
+    "sigmas",
+    "sigma_min",
+    "sigma_max",
+    "shift",
+    "set_shift",
+    "get_velocity",
+    "precondition_inputs",
+    "precondition_noise",
+    "precondition_outputs",
+)
+"""What pipelines and training scripts read of a native scheduler beside its run.
+
+What steps a native scheduler, or tells where it is, is not among them."""
+
+NEARLY_ZERO = 2**-24
+"""What Euler, DPM-Solver and UniPC raise the last ᾱ to that `rescale_betas_zero_snr` makes 0."""
+
 COSMOS2_KEYS = ("sigma_data", "sigma_max", "sigma_min", "final_sigmas_type")
 """What the pipelines of Cosmos 2 add to the config of a flow scheduler, which then runs on
 x = z + σ ε."""
