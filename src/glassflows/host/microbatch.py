@@ -7,14 +7,28 @@ becomes several, whose outputs are put together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .network_rows import (
+    Along,
+    Declared,
+    Layout,
+    Named,
+    OneEach,
+    Refused,
+    Shared,
+    declared_by_decoder,
+    declared_by_network,
+    state_kept,
+)
 
 NETWORKS = (
     "transformer",
@@ -25,9 +39,6 @@ NETWORKS = (
     "prior",
 )
 DECODERS = ("vae", "movq", "vqvae", "vqgan")
-
-_NOT_ROWS = ("img_ids", "txt_ids")
-"""Positions, of which there may be as many as there are rows."""
 
 Method = Callable[..., Any]
 
@@ -51,9 +62,17 @@ class MicroBatches:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and value < 1:
-                option = BATCH_SIZE_OPTIONS[name]
+            option = BATCH_SIZE_OPTIONS[name]
+            if value is None:
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise ValueError(
+                    f"{option}: expected a whole number of at least 1, or None for all at once, "
+                    f"got {value!r}"
+                )
+            if value < 1:
                 raise ValueError(f"{option}: expected at least 1, got {value}")
+            object.__setattr__(self, name, int(value))  # of numpy's
 
 
 BATCH_SIZE_OPTIONS = {
@@ -108,92 +127,272 @@ def within(context: Callable[[], AbstractContextManager[None]], method: Method) 
     return in_context
 
 
-def in_micro_batches(forward: Method, number: int, size: int | None) -> Method:
-    """Return a forward that calls another one for some particles at a time.
+def check_no_state(pipe: Any, given: Mapping[str, Any], number: int, size: int | None) -> None:
+    """Refuse micro-batches of a pipeline whose networks keep something of all rows between calls.
 
     Args:
-        forward: The other one.
+        pipe: The pipeline.
+        given: The keyword arguments of its call.
+        number: Number of particles, of all prompts together.
+        size: Particles that a network sees at a time; None for all.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    if size is None or size >= number:
+        return
+    if state := state_kept(pipe, given):
+        option = BATCH_SIZE_OPTIONS["network"]
+        raise ValueError(
+            f"{option}: expected None (or at least {number}) for {type(pipe).__name__}, whose "
+            f"network keeps from call to call {state}, got {size}: leave {option} out"
+        )
+
+
+def networks_in_micro_batches(
+    network: torch.nn.Module, forward: Method, number: int, size: int | None
+) -> Method:
+    """Return a forward that calls that of a network for some particles at a time.
+
+    Args:
+        network: The network.
+        forward: Its forward.
         number: Number of particles, of all prompts together.
         size: Particles at a time; None for all.
     """
     if size is None or size >= number:
         return forward
-
-    @wraps(forward)
-    def in_parts(*args: Any, **kwargs: Any) -> Any:
-        batch = next((value for value in (*args, *kwargs.values()) if _is_batch(value)), ())
-        rows, listed = len(batch), isinstance(batch, list)
-        if rows < number or rows % number:
-            return forward(*args, **kwargs)
-        order = torch.arange(rows).view(-1, number)  # a row of it for each guidance condition
-        parts = [part.flatten() for part in order.split(size, 1)]
-        outputs = []
-        for part in parts:
-            some = [_take(value, part, rows, listed) for value in args]
-            named = {
-                name: value if name in _NOT_ROWS else _take(value, part, rows, listed)
-                for name, value in kwargs.items()
-            }
-            outputs.append(forward(*some, **named))
-        return _joined(outputs, torch.cat(parts).argsort(), listed)
-
-    return in_parts
+    return _in_parts(declared_by_network(network), forward, number, size)
 
 
-def decoding_in_micro_batches(decode: Method, number: int, size: int | None) -> Method:
+def decoding_in_micro_batches(
+    module: torch.nn.Module, decode: Method, number: int, size: int | None
+) -> Method:
     """Return a decoder that decodes some particles at a time, given one row of each.
 
     A decoder that is given frames as rows gets them as they are.
+
+    Args:
+        module: The autoencoder.
+        decode: Its `decode`.
+        number: Number of particles, of all prompts together.
+        size: Particles at a time; None for all.
     """
-    in_parts = in_micro_batches(decode, number, size)
+    if size is None or size >= number:
+        return decode
+    in_parts = _in_parts(declared_by_decoder(module), decode, number, size)
 
     @wraps(decode)
-    def decoding(z: Any, *args: Any, **kwargs: Any) -> Any:
-        frames_as_rows = len(z) != number or "num_frames" in kwargs
-        return (decode if frames_as_rows else in_parts)(z, *args, **kwargs)
+    def decoding(*args: Any, **kwargs: Any) -> Any:
+        latents = next(iter((*args, *kwargs.values())))
+        frames_as_rows = len(latents) != number or "num_frames" in kwargs
+        return (decode if frames_as_rows else in_parts)(*args, **kwargs)
 
     return decoding
 
 
-def _is_batch(value: Any) -> bool:
-    """Return whether an argument is the network's input: a tensor, or a list of one per row."""
-    tensors = isinstance(value, list) and len(value) > 0 and isinstance(value[0], Tensor)
-    return tensors or (isinstance(value, Tensor) and value.ndim > 1)
+def _in_parts(declared: Declared, forward: Method, number: int, size: int) -> Method:
+    """Return a function that calls another one for some particles at a time."""
+
+    @wraps(forward)
+    def in_parts(*args: Any, **kwargs: Any) -> Any:
+        given = {**dict(declared.named(args)), **kwargs}
+        rows = _number_of_rows(declared, given)
+        if rows and (rows < number or rows % number):
+            return forward(*args, **kwargs)
+        _check_declared(declared, given, number, rows)
+        if not rows:
+            return forward(*args, **kwargs)
+        order = torch.arange(rows).view(-1, number)  # a row of it for each guidance condition
+        parts = [_Part(declared, part.flatten(), rows) for part in order.split(size, 1)]
+        outputs = []
+        for part in parts:
+            some = {name: part.of_argument(name, value) for name, value in given.items()}
+            positional = [some.pop(name) for name, _ in declared.named(args)]
+            outputs.append(forward(*positional, **some))
+        return _Whole(declared, parts).joined(outputs, declared.output)
+
+    return in_parts
 
 
-def _take(value: Any, chosen: Tensor, rows: int, listed: bool) -> Any:
-    """Return some rows of an argument that has them, in whatever it is nested; others as they are.
+def _number_of_rows(declared: Declared, given: Mapping[str, Any]) -> int:
+    """Return the rows of a call: those of the first argument that has some; 0 if none has."""
+    in_order = [name for name in declared.positions if name in given]
+    counts = (_length(given[name], declared.layout(name)) for name in (*in_order, *given))
+    return next((count for count in counts if count), 0)
+
+
+def _length(value: Any, layout: Layout | None) -> int:
+    """Return the number of rows of an argument; 0 where it does not tell."""
+    tensor = isinstance(value, Tensor) and value.ndim > 1
+    if isinstance(layout, Along) and tensor and not layout.several:
+        return value.shape[layout.axis]
+    listed = isinstance(value, list) and len(value) > 0
+    return len(value) if isinstance(layout, OneEach) and (tensor or listed) else 0
+
+
+def _check_declared(declared: Declared, given: Mapping[Any, Any], number: int, rows: int) -> None:
+    """Refuse arguments that are not known, if by their size they may have rows."""
+    for name, value in given.items():
+        layout = declared.layout(name)
+        if layout is None:
+            _check_without_rows(declared, name, value, number, rows)
+        elif isinstance(layout, Named) and isinstance(value, Mapping):
+            _check_declared(declared, value, number, rows)
+
+
+def _check_without_rows(declared: Declared, name: str, value: Any, number: int, rows: int) -> None:
+    inside: Iterable[Any] = ()
+    shape: tuple[int, ...] = ()
+    if isinstance(value, Mapping):
+        inside = value.values()
+    elif isinstance(value, (list, tuple)):
+        inside, shape = value, (len(value),)
+    elif isinstance(value, Tensor):
+        shape = tuple(value.shape)
+    first, *others = shape or (0,)
+    if (first > 0 and first % number == 0) or {number, rows} & set(others):
+        raise UndeclaredRows(declared, f"{name} of {shape}")
+    for one in inside:
+        _check_without_rows(declared, name, one, number, rows)
+
+
+class UndeclaredRows(ValueError):
+    """A network is called with what is not known to have rows or to have none.
 
     Args:
-        value: The argument.
-        chosen: Indices of rows.
-        rows: Number of rows of the batch.
-        listed: Whether batches are lists of one tensor per row (Z-Image).
+        declared: What is declared of the network.
+        got: An argument or an output, and its size.
+        expected: What it was expected to be.
     """
-    if isinstance(value, Tensor):
-        has_rows = value.ndim > 0 and len(value) == rows
-        return value[chosen.to(value.device)] if has_rows else value
-    if isinstance(value, dict):
-        return {name: _take(one, chosen, rows, listed) for name, one in value.items()}
-    if listed and isinstance(value, list) and len(value) == rows:
-        return [value[i] for i in chosen.tolist()]
-    if isinstance(value, (list, tuple)):
-        return type(value)(_take(one, chosen, rows, listed) for one in value)
-    return value
+
+    def __init__(
+        self, declared: Declared, got: str, expected: str = "an argument that is known to have rows"
+    ) -> None:
+        field = declared.field
+        option = f"{BATCH_SIZE_OPTIONS[field]} ({field} of MicroBatches)"
+        super().__init__(
+            f"{option}: {declared.name} cannot be called for some particles at a time: expected "
+            f"{expected}, got {got}: leave the option out"
+        )
 
 
-def _joined(outputs: list[Any], back: Tensor, listed: bool) -> Any:
-    """Return the outputs of the parts as one, in the order of the rows."""
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        return torch.cat(outputs)[back.to(first.device)]
-    if isinstance(first, dict):  # diffusers' output classes are dictionaries
-        joined = {name: _joined([out[name] for out in outputs], back, listed) for name in first}
-        return type(first)(**joined)
-    if listed and isinstance(first, list):
-        everything = [one for out in outputs for one in out]
-        return [everything[i] for i in back.tolist()]
-    if isinstance(first, (list, tuple)):
-        columns = zip(*outputs, strict=True)
-        return type(first)(_joined(list(column), back, listed) for column in columns)
-    return first
+class _Part:
+    """Some rows of a call.
+
+    Args:
+        declared: What is declared of the arguments.
+        chosen: Indices of the rows.
+        rows: Number of rows of the call.
+    """
+
+    def __init__(self, declared: Declared, chosen: Tensor, rows: int) -> None:
+        self.declared = declared
+        self.chosen = chosen
+        self.rows = rows
+
+    def of_argument(self, name: str, value: Any) -> Any:
+        """Return these rows of an argument, or of an entry of a dictionary of such."""
+        return self._of(name, value, self.declared.layout(name) or Shared())
+
+    def _of(self, name: str, value: Any, layout: Layout) -> Any:
+        if isinstance(layout, Refused) and _in_use(value):
+            expected = f"no {name}, as {layout.reason}"
+            raise UndeclaredRows(self.declared, f"a {type(value).__name__}", expected)
+        if isinstance(layout, Named) and isinstance(value, dict):
+            return {key: self.of_argument(key, one) for key, one in value.items()}
+        if isinstance(layout, Along):
+            return self._along(name, value, layout)
+        if isinstance(layout, OneEach):
+            return self._one_each(name, value, layout)
+        return value
+
+    def _along(self, name: str, value: Any, layout: Along) -> Any:
+        if isinstance(value, dict):
+            return {key: self._along(name, one, layout) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            inside = Along(max(layout.axis - 1, 0), layout.several)
+            return type(value)(self._along(name, one, inside) for one in value)
+        if not isinstance(value, Tensor) or value.ndim <= layout.axis:
+            return value
+        length = value.shape[layout.axis]
+        if length == 1 < self.rows:
+            return value  # for all rows
+        entries, rest = divmod(length, self.rows)
+        if rest or entries == 0 or (entries > 1 and not layout.several):
+            raise self._wrong(name, length)
+        return value.index_select(layout.axis, _entries(self.chosen, entries).to(value.device))
+
+    def _one_each(self, name: str, value: Any, layout: OneEach) -> Any:
+        if isinstance(value, Tensor):
+            return self._along(name, value, Along())
+        if not isinstance(value, list):
+            return value
+        if len(value) == self.rows:
+            return [value[i] for i in self.chosen.tolist()]
+        if layout.or_for_all:
+            return value
+        raise self._wrong(name, len(value))
+
+    def _wrong(self, name: str, length: int) -> UndeclaredRows:
+        expected = f"{name} to have its {self.rows} rows, or one for all"
+        return UndeclaredRows(self.declared, str(length), expected)
+
+
+class _Whole:
+    """The parts of a call.
+
+    Args:
+        declared: What is declared of the output.
+        parts: The parts.
+    """
+
+    def __init__(self, declared: Declared, parts: list[_Part]) -> None:
+        self.declared = declared
+        self.sizes = [len(part.chosen) for part in parts]
+        self.back = torch.cat([part.chosen for part in parts]).argsort()
+
+    def joined(self, outputs: list[Any], layout: Layout) -> Any:
+        """Return the outputs of the parts as one, in the order of the rows."""
+        first = outputs[0]
+        if isinstance(first, Tensor):
+            return self._tensor(outputs, isinstance(layout, Along) and layout.several)
+        if isinstance(first, dict):  # diffusers' output classes are dictionaries
+            entries = {name: self.joined([out[name] for out in outputs], layout) for name in first}
+            return entries if type(first) is dict else type(first)(**entries)
+        if isinstance(first, list) and isinstance(layout, OneEach):
+            everything = [one for out in outputs for one in out]
+            return [everything[i] for i in self.back.tolist()]
+        if isinstance(first, (list, tuple)):
+            columns = zip(*outputs, strict=True)
+            return type(first)(self.joined(list(column), layout) for column in columns)
+        if first is None or isinstance(first, (bool, int, float, str)):
+            return first
+        raise self._wrong(f"a {type(first).__name__}, which may hold what is of all rows")
+
+    def _tensor(self, outputs: list[Tensor], several: bool) -> Tensor:
+        if outputs[0].ndim == 0:  # a mean over the rows, such as a loss
+            weights = torch.tensor(self.sizes).to(outputs[0]) / sum(self.sizes)
+            return (torch.stack(outputs) * weights).sum()
+        entries, rest = divmod(len(outputs[0]), self.sizes[0])
+        lengths = [len(one) for one in outputs]
+        as_rows = lengths == [size * entries for size in self.sizes]
+        if rest or not as_rows or (entries > 1 and not several):
+            raise self._wrong(f"{lengths[0]} rows for {self.sizes[0]}")
+        return torch.cat(outputs)[_entries(self.back, entries).to(outputs[0].device)]
+
+    def _wrong(self, got: str) -> UndeclaredRows:
+        return UndeclaredRows(self.declared, got, "outputs with a row for each row")
+
+
+def _entries(rows: Tensor, entries: int) -> Tensor:
+    """Return the indices of the entries of rows that have several each, one after the other."""
+    return (rows[:, None] * entries + torch.arange(entries)).flatten()
+
+
+def _in_use(value: Any) -> bool:
+    """Return whether state is handed on: GLM-Image hands on a cache without a mode, unused."""
+    layers = getattr(value, "caches", None)
+    if isinstance(layers, list):
+        return any(getattr(layer, "mode", "") is not None for layer in layers)
+    return not (value is None or value is False or (isinstance(value, (list, dict)) and not value))

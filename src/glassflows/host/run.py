@@ -10,8 +10,9 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, NoReturn
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import Any, Literal, NamedTuple, NoReturn
 from weakref import WeakSet
 
 import torch
@@ -19,20 +20,22 @@ from torch import Tensor
 
 from ..scheduler.glass import GLASSScheduler
 from ..scheduler.hooks import Boundary, NetworkCall, TransitionHook
-from .batch import copies_of_rows, generator_per_particle, lay_out
-from .decode import Decode, PipelineCall, decoder
+from .batch import completing_rows, copies_of_rows, generator_per_particle, lay_out
+from .decode import ONE_AT_A_TIME, Decode, PipelineCall, decoder
 from .ledger import Ledger
 from .microbatch import (
     DECODERS,
     NETWORKS,
     MicroBatches,
+    check_no_state,
     decoding_in_micro_batches,
     entry,
-    in_micro_batches,
     modules,
     naming_batch_size,
+    networks_in_micro_batches,
     within,
 )
+from .outputs import channels_last
 from .patch import Method, current, is_current, replaced
 from .refusals import UnsteerablePipeline, check_steerable
 
@@ -46,11 +49,15 @@ class Drawn(NamedTuple):
     """What a run drew.
 
     Args:
+        samples: The particles' samples in the form of the pipeline's `output_type`: its own, or
+            where it was interrupted, what it had last predicted.
         outputs: The pipeline's output.
-        latents: The particles' latents as they left the scheduler's last step; None if none did.
-        interrupted: Whether `pipe._interrupt` ended the run.
+        latents: The particles' latents as they left the scheduler's last step, or where it was
+            interrupted, their last denoised prediction; None if no step was taken.
+        interrupted: Whether `pipe._interrupt` ended the run before its last step.
     """
 
+    samples: Any
     outputs: Any
     latents: Tensor | None
     interrupted: bool
@@ -88,6 +95,7 @@ class PipelineRun:
         self._batches = batches
         self._ledger = ledger
         self._arguments, self.prompts = lay_out(pipe, given, num_particles)
+        check_no_state(pipe, given, len(self.prompts), batches.network)
         self._sizes: dict[str, int] = {}
         self._bar: Any = None
 
@@ -104,13 +112,21 @@ class PipelineRun:
         if self._bar is not None:
             self._bar.set_postfix(**values)
 
-    def __call__(self, scheduler: GLASSScheduler, hook: TransitionHook, output_type: str) -> Drawn:
+    def __call__(
+        self,
+        scheduler: GLASSScheduler,
+        hook: TransitionHook,
+        output_type: Literal["np", "latent"],
+        decode: Decode | None = None,
+    ) -> Drawn:
         """Run the pipeline with a scheduler in the place of its own.
 
         Args:
             scheduler: The scheduler; it is this run's alone.
             hook: Acts at boundaries; it sees one row for each particle.
             output_type: That of the pipeline.
+            decode: Decodes the latents of an interrupted run where the pipeline is of no known
+                family; None for nobody.
 
         Raises:
             RuntimeError: if the pipeline is in another run, which goes on undisturbed.
@@ -124,30 +140,51 @@ class PipelineRun:
                 arguments["generator"] = generator_per_particle(
                     arguments["generator"], len(self.prompts), self._num_particles
                 )
-            with current(self), naming_batch_size("network"):
+            with current(self):
                 outputs = self.pipe(**arguments)
         self._ledger.network_calls = len(self.prompts) * rows.num_calls
-        interrupted = bool(getattr(self.pipe, "_interrupt", False))
+        interrupted = bool(getattr(self.pipe, "_interrupt", False)) and not rows.complete
         if not rows.moves and not interrupted:
             raise UnsteerablePipeline(self.pipe, "it never stepped its scheduler")
-        return Drawn(outputs, rows.latents, interrupted)
+        if interrupted and rows.denoised is not None:
+            samples = self._predicted(rows.denoised, outputs[0], output_type, decode)
+            return Drawn(samples, outputs, rows.denoised, interrupted)
+        return Drawn(outputs[0], outputs, rows.latents, interrupted)
+
+    @torch.no_grad()
+    def _predicted(
+        self, denoised: Tensor, own: Any, output_type: str, decode: Decode | None
+    ) -> Any:
+        """Return denoised predictions in the form of a pipeline's own samples, if that is known."""
+        if output_type == "latent":
+            return denoised
+        with suppress(ValueError):  # of no known family
+            decode = self.decoder()
+        if decode is None:
+            return own
+        with naming_batch_size("decode"):
+            parts = denoised.split(self._batches.decode or len(denoised))
+            return channels_last(torch.cat([decode(part) for part in parts]), own)
 
     def _replace_methods(self, stack: ExitStack) -> None:
         """Replace, for this run, the methods it has to be in the way of."""
         pipe, batches, number = self.pipe, self._batches, len(self.prompts)
 
-        def networks(forward: Method) -> Method:
-            forward = in_micro_batches(forward, number, batches.network)
+        def networks(network: torch.nn.Module, forward: Method) -> Method:
+            forward = networks_in_micro_batches(network, forward, number, batches.network)
+            forward = completing_rows(forward)
+            forward = within(lambda: naming_batch_size("network"), forward)
             return within(lambda: self._ledger.timing("network"), forward)
 
-        def decoders(decode: Method) -> Method:
-            decode = decoding_in_micro_batches(decode, number, batches.decode)
+        def decoders(module: torch.nn.Module, decode: Method) -> Method:
+            size = 1 if type(module).__name__ in ONE_AT_A_TIME else batches.decode
+            decode = decoding_in_micro_batches(module, decode, number, size)
             return within(lambda: naming_batch_size("decode"), decode)
 
         for network in modules(pipe, NETWORKS):
-            stack.enter_context(replaced(network, entry(network), self, networks))
+            stack.enter_context(replaced(network, entry(network), self, partial(networks, network)))
         for module in modules(pipe, DECODERS):
-            stack.enter_context(replaced(module, "decode", self, decoders))
+            stack.enter_context(replaced(module, "decode", self, partial(decoders, module)))
         if hasattr(pipe, "check_inputs"):  # a call begins with it
             own, others = self._admitting_once, self.refuse
             stack.enter_context(replaced(pipe, "check_inputs", self, own, for_others=others))
@@ -226,7 +263,9 @@ class _RowsHook(TransitionHook):
     Attributes:
         moves: The rows that went on at each boundary so far.
         latents: The particles' latents after the last call.
+        denoised: Their denoised predictions of the last call.
         num_calls: Number of network calls so far.
+        complete: Whether the last call of the run has been made.
     """
 
     def __init__(self, run: PipelineRun, inner: TransitionHook) -> None:
@@ -236,7 +275,9 @@ class _RowsHook(TransitionHook):
         self.copies = 1
         self.moves: list[Tensor | None] = []
         self.latents: Tensor | None = None
+        self.denoised: Tensor | None = None
         self.num_calls = 0
+        self.complete = False
 
     def admit(self) -> None:
         if not is_current(self.run):
@@ -272,6 +313,10 @@ class _RowsHook(TransitionHook):
     def after_call(self, call: NetworkCall, x_next: Tensor) -> None:
         self.latents = x_next[: self.number]
         self.num_calls += 1
+        self.complete = call.index + 1 == call.total
+
+    def after_prediction(self, call: NetworkCall, z: Tensor) -> None:
+        self.denoised = z[: self.number]
 
     def for_copy(self) -> TransitionHook:
         return _FollowingHook(self)
