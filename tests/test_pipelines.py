@@ -11,7 +11,7 @@ WARNINGS = [  # of diffusers' and torch's own making
     "ignore:In CPU autocast:UserWarning",
     "ignore:flex_attention called without:UserWarning",
 ]
-pytestmark = [pytest.mark.filterwarnings(warning) for warning in WARNINGS]
+pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(warning) for warning in WARNINGS)]
 
 
 @pytest.mark.parametrize("label", sorted(set(cases()) - {"OmniGenPipeline"}))

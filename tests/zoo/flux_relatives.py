@@ -102,7 +102,7 @@ def krea() -> Any:
         base_dim=4, z_dim=4, dim_mult=[1, 1], num_res_blocks=0, temperal_downsample=[False],
         latents_mean=[0.1, -0.2, 0.0, 0.3], latents_std=[1.2, 0.8, 1.0, 1.1],
     )  # fmt: skip
-    return assemble("Krea2Pipeline", transformer, vae)
+    return assemble("Krea2Pipeline", transformer, vae, text_encoder_select_layers=(1, 2))
 
 
 def krea_call() -> dict[str, Any]:
@@ -168,7 +168,9 @@ def fibo2() -> Any:
         gist_max_text_len=16, axes_dims=(4, 4, 8), axes_lens=(64, 32, 32),
     )  # fmt: skip
     parts = {"transformer": transformer, "vae": flux2_autoencoder(), "scheduler": scheduler()}
-    return pipeline("BriaFibo2Pipeline", **parts, text_encoder=None, processor=None)
+    pipe = pipeline("BriaFibo2Pipeline", **parts, text_encoder=None, processor=None)
+    pipe.text_encoder_out_layers = ((1, 2), (2, 3))
+    return pipe
 
 
 def fibo2_call() -> dict[str, Any]:

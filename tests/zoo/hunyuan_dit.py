@@ -19,8 +19,8 @@ DIT = {
     "cross_attention_dim": 16,
     "cross_attention_dim_t5": 16,
     "pooled_projection_dim": 16,
-    "text_len": 5,
-    "text_len_t5": 6,
+    "text_len": 77,
+    "text_len_t5": 256,
 }
 SCHEDULER = {
     "beta_start": 0.00085,
@@ -70,7 +70,7 @@ def control() -> Any:
 
 def call() -> dict[str, Any]:
     kwargs: dict[str, Any] = {"height": 32, "width": 48, "use_resolution_binning": False}
-    for suffix, length, seed in ("", 5, 0), ("_2", 6, 1):
+    for suffix, length, seed in ("", 77, 0), ("_2", 256, 1):
         for sign in "", "negative_":
             kwargs[f"{sign}prompt_embeds{suffix}"] = noise(1, length, 16, seed=seed + 2 * bool(sign))
             kwargs[f"{sign}prompt_attention_mask{suffix}"] = torch.ones(1, length, dtype=torch.long)

@@ -38,7 +38,7 @@ def second() -> Any:
     torch.manual_seed(0)
     transformer = diffusers.Lumina2Transformer2DModel(
         sample_size=4, patch_size=2, in_channels=4, hidden_size=16, num_layers=1, num_refiner_layers=1,
-        num_attention_heads=2, num_kv_heads=1, multiple_of=16, axes_dim_rope=(4, 2, 2), axes_lens=(32, 32, 32),
+        num_attention_heads=2, num_kv_heads=1, multiple_of=16, axes_dim_rope=(4, 2, 2), axes_lens=(128, 32, 32),
         cap_feat_dim=16,
     )  # fmt: skip
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0)

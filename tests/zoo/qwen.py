@@ -9,33 +9,16 @@ import diffusers
 import PIL.Image
 import torch
 from torch import Tensor
-from transformers import BatchFeature, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from . import Case, image, mask, noise, pipeline
+from .text import Processor
 
 TRANSFORMER = {
     "patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 1, "attention_head_dim": 16,
     "num_attention_heads": 2, "joint_attention_dim": 16, "axes_dims_rope": (8, 4, 4),
 }  # fmt: skip
 SIZE = {"height": 16, "width": 24}
-
-
-class Processor:
-    """Numbers the letters of prompts, blind to images: real ones are made of files."""
-
-    def __call__(self, text: list[str], **_: Any) -> BatchFeature:
-        ids = torch.tensor([self.encode(prompt) for prompt in text])
-        return BatchFeature({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-
-    def apply_chat_template(self, messages: list[Any], **_: Any) -> list[list[int]]:
-        return [[0] * len(messages)]
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(letter) % 32 for letter in text]
-
-    @property
-    def tokenizer(self) -> Processor:
-        return self
 
 
 def scheduler(**config: Any) -> Any:

@@ -10,7 +10,8 @@ import torch
 from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from . import Case, noise, pipeline
-from .qwen import Processor, awake, picture, vae
+from .qwen import awake, picture, vae
+from .text import Processor
 
 SIZE = {"height": 16, "width": 24}
 
@@ -32,7 +33,7 @@ def flux2_vae() -> Any:
 def text_encoder(layers: int = 1) -> Any:
     text = {
         "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 32,
+        "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 300,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
     }  # fmt: skip
     vision = {
@@ -99,7 +100,7 @@ def joy(name: str, transformer: str, images: str, encoder: bool = False) -> Any:
     )  # fmt: skip
     pipe = pipeline(
         name, scheduler=scheduler(shift=4.0), vae=wan, text_encoder=text_encoder() if encoder else None,
-        tokenizer=None, transformer=awake(model), processor=Processor(),
+        tokenizer=None, transformer=awake(model), processor=Processor(sighted=False),
     )  # fmt: skip
     # Else images are of a million pixels, whatever is asked for.
     getattr(pipe, images).get_default_height_width = lambda *_: (16, 24)

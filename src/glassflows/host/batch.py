@@ -1,53 +1,142 @@
 """The arguments of a call → those of a batch with one row per particle, prompt-major.
 
-Particles of prompt j are rows jK … jK + K − 1. Where the pipeline repeats its prompts itself, it is
-told the count; elsewhere every argument that has a row per prompt is repeated here.
+Particles of prompt j are rows jK … jK + K − 1. Which arguments have a row per prompt is decided by
+their names. One prompt may be repeated by the pipeline, which is told the count. Several are
+repeated here, with all that belongs to them: many pipelines repeat masks the other way round than
+embeddings.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import wraps
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
+
+from .refusals import UnsteerablePipeline
 
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 
-_IMAGES = (
+_SIGNS = ("", "negative_")
+_WORDS = {f"{sign}prompt{i}" for sign in _SIGNS for i in ("", "_2", "_3", "_4")} | {"transcription"}
+_EMBEDDINGS = {
+    f"{sign}{name}"
+    for sign in _SIGNS
+    for name in (
+        "prompt_embeds",
+        "prompt_embeds_2",
+        "prompt_embeds_clip",
+        "prompt_embeds_qwen",
+        "prompt_embeds_t5",
+        "pooled_prompt_embeds",
+        "generated_prompt_embeds",
+        "image_embeds",
+        "prompt_embeds_mask",
+        "prompt_embeds_mask_2",
+        "prompt_attention_mask",
+        "prompt_attention_mask_2",
+        "attention_mask",
+        "encoder_attention_mask",
+    )
+} | {"class_labels", "controlnet_pooled_projections", "id_cond", "prior_token_ids"}
+_LAYERED = {f"{sign}prompt_embeds_llama3" for sign in _SIGNS}
+"""Tensors (layers, rows, …)."""
+
+_LISTS_OF_LAYERS = {"id_vit_hidden"}
+"""Lists of one tensor (rows, …) for each layer."""
+
+_ENDS = {f"{sign}prompt_cu_seqlens" for sign in _SIGNS}
+"""Where the tokens of each prompt end, after a zero in front."""
+
+_PICTURES = {
     "image",
     "mask_image",
+    "masked_image_latents",
     "control_image",
     "control_mask",
-    "image_latents",
-    "masked_image_latents",
-)
-_IGNORE_COUNT = (
+    "depth_map",
+    "hint",
+    "image_reference",
+    "last_image",
+    "original_image",
+}
+_MAPS = {"mask_image", "control_mask", "depth_map"}
+"""Of these an image may have no axis of channels."""
+
+_VIDEOS = {"video", "mask_video", "masked_video_latents", "control_video", "conditioning_frames"}
+_SOUNDS = {"audio", "initial_audio_waveforms"}
+
+_COUNT_FAILS = (
     "AllegroPipeline",
     "AnimateDiff",
     "AudioLDM2Pipeline",
+    "ChronoEditPipeline",
     "CogVideoX",
     "ConsisIDPipeline",
+    "Cosmos2_5",
+    "EasyAnimateInpaintPipeline",
+    "HunyuanSkyreelsImageToVideoPipeline",
+    "HunyuanVideo15",
+    "HunyuanVideoImageToVideoPipeline",
+    "Kandinsky5I2IPipeline",
+    "LTXConditionPipeline",
+    "LucyEditPipeline",
+    "SanaImageToVideoPipeline",
+    "SkyReelsV2ImageToVideoPipeline",
+    "WanImageToVideoPipeline",
     "WanVideoToVideoPipeline",
+    "ZImageControlNetInpaintPipeline",
 )
-"""They set the count to 1 themselves, or do with it what they do with no list of prompts."""
+"""They repeat nothing by their count, or not all of it."""
 
-_TAKE_REFERENCES = (
+_COUNT_ONLY = (
+    "LongCatImageEditPipeline",
+    "OmniGenPipeline",
+    "QwenImageEditPlusPipeline",
+    "ShapEImg2ImgPipeline",
+    "VisualClozeGenerationPipeline",
+)
+"""They take one prompt, and make the rows themselves (OmniGen has the positions of the first)."""
+
+_REFERENCES = (
     "BriaFibo2Pipeline",
     "BriaFiboEditPipeline",
-    "Flux2",
+    "Flux2Pipeline",
+    "Flux2KleinPipeline",
+    "Flux2KleinKVPipeline",
     "GlmImagePipeline",
     "QwenImage21Pipeline",
     "QwenImageEditPlusPipeline",
+    "VisualClozeGenerationPipeline",
     "ZImageOmniPipeline",
 )
 """Their `image` lists references for all prompts."""
 
-_COUNT_EMBEDDINGS = ("QwenImageEditPlusPipeline",)
-"""They take no more embeddings than one, but make the rows themselves."""
+_ONE_FOR_ALL: dict[str, tuple[str, ...]] = {
+    "AnimateDiffControlNetPipeline": ("conditioning_frames",),
+    "AnimateDiffSparseControlNetPipeline": ("conditioning_frames",),
+    "ChronoEditPipeline": ("image", "image_embeds"),
+    "ConsisIDPipeline": ("id_cond", "id_vit_hidden"),
+    "HunyuanVideo15ImageToVideoPipeline": ("image",),
+    "SanaImageToVideoPipeline": ("image",),
+    "SkyReelsV2ImageToVideoPipeline": ("image", "image_embeds", "last_image"),
+    "WanImageToVideoPipeline": ("image", "image_embeds", "last_image"),
+}
+"""What they take one of, for all prompts."""
+
+_KEYFRAMES = {"LTXConditionPipeline": ("image", "video")}
+"""Their images, or videos, are one for each keyframe."""
+
+_ONE_ROW = {"Cosmos2_5_PredictBasePipeline": ("image", "video")}
+"""With these they draw one sample."""
+
+_TENSORS_ONLY = ("LDMSuperResolutionPipeline",)
+"""They take several images as a tensor alone."""
 
 
 class Batch(NamedTuple):
@@ -65,7 +154,8 @@ class Batch(NamedTuple):
 def lay_out(pipe: Any, given: Mapping[str, Any], number: int) -> Batch:
     """Lay out `number` particles of each prompt.
 
-    Without prompts and embeddings every image counts as a prompt.
+    Without prompts and embeddings every image counts as a prompt, and so does every sample that a
+    `batch_size` asks for.
 
     Args:
         pipe: The pipeline.
@@ -73,34 +163,27 @@ def lay_out(pipe: Any, given: Mapping[str, Any], number: int) -> Batch:
         number: K.
 
     Raises:
-        ValueError: if there are as many images as particles. Any other wrong number is the
-            pipeline's to refuse.
+        ValueError: if an argument has neither one row nor one for each prompt. What the pipeline
+            checks itself is the pipeline's to refuse.
     """
     parameters = inspect.signature(type(pipe).__call__).parameters
+    given = {name: _listed(value) if name in _WORDS else value for name, value in given.items()}
     prompt = given.get("prompt")
     prompts: list[str | None] = [prompt] if isinstance(prompt, str) else list(prompt or ())
-    if prompts and not isinstance(prompt, str):
-        given = {**given, "prompt": prompts}  # of a tuple
-    per_prompt = _arguments_per_prompt(pipe)
-    images = {name: _number_of_images(given[name]) for name in per_prompt & given.keys()}
-    embedded = [value for name, value in given.items() if _is_embedding(name) and value is not None]
-    groups = len(prompts) or next(map(len, embedded), images.get("image") or 1)
-    if number > 1 and images.get("image") == groups * number:
-        # the particles of a prompt would start from several images
-        raise ValueError(
-            f"image: expected one, or one for each prompt, {groups}, got {images['image']}"
-        )
+    groups = len(prompts) or _number_of_prompts(pipe, given)
+    if groups > 1 and type(pipe).__name__ in _COUNT_ONLY:
+        raise UnsteerablePipeline(pipe, f"it takes one prompt at a time, got {groups}")
+    alone = _ONE_ROW.get(type(pipe).__name__, ())
+    if groups * number > 1 and any(given.get(name) is not None for name in alone):
+        raise UnsteerablePipeline(pipe, f"it draws one sample at a time of {' or '.join(alone)}")
     count = next((name for name in COUNTS if name in parameters), None)
-    own_images = groups > 1 and groups in images.values()
-    if count and not own_images and _honours_count(pipe, bool(prompts), given):
+    if count and groups == 1 and _honours_count(pipe, bool(prompts), given):
         arguments = {**given, count: number}
-    elif "batch_size" in parameters:  # unconditional
-        groups, arguments = 1, {**given, "batch_size": number}
+    elif "batch_size" in parameters and given.get("image") is None:  # unconditional
+        arguments = {**given, "batch_size": groups * number}
     else:
-        shared = set(_IMAGES) - per_prompt
         arguments = {
-            name: value if name in shared else _repeated(name, value, groups, number)
-            for name, value in given.items()
+            name: _rows(pipe, name, value, groups, number) for name, value in given.items()
         }
     if "prompt" in parameters and parameters["prompt"].default is inspect.Parameter.empty:
         arguments.setdefault("prompt", None)
@@ -137,55 +220,179 @@ def copies_of_rows(x_t: Tensor, number: int) -> int | None:
     return copies
 
 
+def completing_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a network's forward that is given times and controls for every row.
+
+    Some pipelines give them for one prompt, or once for each half of guidance: times (PRX), and the
+    frames of a control (AnimateDiff), whose rows are those of all frames.
+    """
+
+    @wraps(forward)
+    def completing(*args: Any, **kwargs: Any) -> Any:
+        sample = args[0] if args else kwargs.get("hidden_states")
+        rows = len(sample) if isinstance(sample, Tensor) else 0
+        time, controls = kwargs.get("timestep"), kwargs.get("controlnet_cond")
+        if isinstance(time, Tensor) and time.ndim == 1 and 1 < len(time) < rows:
+            kwargs["timestep"] = time.repeat_interleave(rows // len(time))
+        if isinstance(controls, Tensor):
+            kwargs["controlnet_cond"] = _tiled(controls, rows)
+        if isinstance(controls, list):
+            kwargs["controlnet_cond"] = [_tiled(one, rows) for one in controls]
+        return forward(*args, **kwargs)
+
+    return completing
+
+
+def _tiled(control: Any, rows: int) -> Any:
+    frames = isinstance(control, Tensor) and control.ndim == 4 and 1 < len(control) < rows
+    return control.repeat(rows // len(control), 1, 1, 1) if frames else control
+
+
+def _listed(texts: Any) -> Any:
+    """Return the texts of a tuple or an array as a list; one text as it is."""
+    if isinstance(texts, np.ndarray):
+        return texts.tolist()
+    return list(texts) if isinstance(texts, tuple) else texts
+
+
 def _honours_count(pipe: Any, prompted: bool, given: Mapping[str, Any]) -> bool:
-    """Return whether a pipeline repeats what it is given by its count."""
+    """Return whether a pipeline repeats its one prompt by its count, and all that belongs to it.
+
+    It does not repeat an image for a list of generators.
+    """
     name = type(pipe).__name__
-    if name.startswith(_IGNORE_COUNT):
+    if name in _COUNT_ONLY:
+        return True
+    if name.startswith(_COUNT_FAILS) or isinstance(given.get("generator"), list):
         return False
-    return prompted or name in _COUNT_EMBEDDINGS or not any(map(_is_embedding, given))
+    return prompted or not any(map(_is_embedding, given))
 
 
 def _is_embedding(name: str) -> bool:
-    return "embed" in name or name == "class_labels"
+    return name in _EMBEDDINGS | _LAYERED or "prompt_embed" in name
 
 
-def _arguments_per_prompt(pipe: Any) -> set[str]:
-    """Return the arguments in which several images are one for each prompt.
+def _number_of_prompts(pipe: Any, given: Mapping[str, Any]) -> int:
+    """Return the number of prompts of a call that has no words."""
+    embedded = [
+        1 if isinstance(value, int) else _length(name, value)
+        for name, value in given.items()
+        if value is not None and _is_embedding(name)
+    ]
+    if embedded:
+        return max(embedded)
+    for name in ("image", "audio", "video"):
+        if given.get(name) is not None and name not in _references(pipe):
+            return len(_samples(name, given[name]))
+    return given.get("batch_size") or 1
 
-    In the others they are references, or one for each of several networks.
-    """
-    names: set[str] = set(_IMAGES)
-    if type(pipe).__name__.startswith(_TAKE_REFERENCES):
-        names.remove("image")
+
+def _length(name: str, value: Any) -> int:
+    if name in _LISTS_OF_LAYERS:
+        return len(value[0])
+    return value.shape[1] if name in _LAYERED else len(value)
+
+
+def _references(pipe: Any) -> set[str]:
+    """Return the arguments that list images for all prompts: references, or one per network."""
+    names = {"image"} if type(pipe).__name__.startswith(_REFERENCES) else set()
     networks = [type(getattr(pipe, name, None)).__name__ for name in ("controlnet", "adapter")]
     if any("Multi" in name or "Union" in name for name in networks):
         beside = "control_image" in inspect.signature(type(pipe).__call__).parameters
-        names -= {"control_image", "control_mask"} if beside else {"image"}
+        names |= {"control_image", "control_mask"} if beside else {"image"}
     return names
 
 
-def _number_of_images(value: Any) -> int | None:
-    """Return the number of images of an argument that holds some."""
-    if isinstance(value, Tensor | np.ndarray) and value.ndim > 3:
-        return len(value)
-    is_list = isinstance(value, list) and len(value) > 0
-    if is_list and all(isinstance(one, Tensor | np.ndarray | Image) for one in value):
-        return len(value)
-    return None
+def _rows(pipe: Any, name: str, value: Any, groups: int, number: int) -> Any:
+    """Return an argument with one row per particle, if it has rows; others as they are."""
+    if value is None or name in _references(pipe):
+        return value
+    if name in _ONE_FOR_ALL.get(type(pipe).__name__, ()):
+        embedded = name in _LISTS_OF_LAYERS or _is_embedding(name)
+        count = _length(name, value) if embedded else len(_samples(name, value))
+        if count > 1:
+            raise UnsteerablePipeline(pipe, f"it takes one {name} for all prompts, got {count}")
+        return value
+    if name in _LAYERED:
+        return value.repeat_interleave(number, 1)
+    if name in _LISTS_OF_LAYERS:
+        return [_repeated(name, one, groups, number) for one in value]
+    if name in _ENDS:
+        lengths = _repeated(name, value.diff(), groups, number)
+        return torch.cat([value[:1], lengths.cumsum(0).to(value)])
+    if name == "conditions":
+        return _conditions(value, groups, number)
+    if name in _KEYFRAMES.get(type(pipe).__name__, ()):
+        films = value if isinstance(value, list) else [value]
+        return [_rows_of_film(name, film, groups, number) for film in films]
+    if name in _WORDS and isinstance(value, str):
+        value = [value]
+    if name in _PICTURES | _VIDEOS | _SOUNDS:
+        value = _samples(name, value)
+        if isinstance(value, list) and type(pipe).__name__ in _TENSORS_ONLY:
+            raise UnsteerablePipeline(pipe, f"it takes several {name} but as a tensor (N, 3, H, W)")
+    elif not (name in _WORDS or _is_embedding(name)):
+        return value
+    return _repeated(name, value, groups, number)
 
 
 def _repeated(name: str, value: Any, groups: int, number: int) -> Any:
-    """Return `number` of each row of an argument that has one per prompt; others as they are."""
-    if name in ("latents", "generator", "sigmas", "timesteps", "video") or "ip_adapter" in name:
-        return value  # lists of frames and of adapters, among others
-    if isinstance(value, str) and "prompt" in name:
-        return [value] * (groups * number)
-    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == groups:
-        return value.repeat_interleave(number, 0)
-    if isinstance(value, np.ndarray) and value.ndim > 3 and len(value) == groups:
-        return value.repeat(number, 0)
-    if isinstance(value, list) and len(value) == groups:
-        rows = (str, Tensor, np.ndarray, Image)
-        if _is_embedding(name) or all(isinstance(one, rows) for one in value):
-            return [one for one in value for _ in range(number)]
-    return value
+    """Return what is there once, or once for each prompt, once for each particle.
+
+    Raises:
+        ValueError: if there is another number of it.
+    """
+    if len(value) not in (1, groups):
+        # the particles of a prompt would start from several images
+        raise ValueError(
+            f"{name}: expected one, or one for each prompt, {groups}, got {len(value)}"
+        )
+    times = number if len(value) == groups else groups * number
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(times, 0)
+    if isinstance(value, np.ndarray):
+        return value.repeat(times, 0)
+    return [one for one in value for _ in range(times)]
+
+
+def _conditions(value: Any, groups: int, number: int) -> Any:
+    """Return keyframes (LTX) of all prompts with their images or videos for each particle."""
+    conditions = value if isinstance(value, list) else [value]
+    made = []
+    for condition in conditions:
+        films = {name: getattr(condition, name, None) for name in ("image", "video")}
+        rows = {name: _rows_of_film(name, film, groups, number) for name, film in films.items()}
+        made.append(
+            replace(condition, **{name: film for name, film in rows.items() if film is not None})
+        )
+    return made
+
+
+def _rows_of_film(name: str, film: Any, groups: int, number: int) -> Any:
+    """Return a keyframe, or a video of them, for each particle; None of none."""
+    return None if film is None else _repeated(name, _samples(name, film), groups, number)
+
+
+def _samples(name: str, value: Any) -> Any:
+    """Return images, videos or sounds as a tensor, an array or a list with one entry for each."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value if value.ndim > _dimensions(name, value) else value[None]
+    if not isinstance(value, list):
+        return [value]
+    is_video = name in _VIDEOS and not isinstance(value[0], list) and not _is_video(value[0])
+    return [value] if is_video else value
+
+
+def _is_video(value: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray) and value.ndim > 3 and len(value) > 1
+
+
+def _dimensions(name: str, value: Any) -> int:
+    """Return the dimensions of one sample as a tensor or an array."""
+    if name in _SOUNDS:
+        return 2
+    if name in _VIDEOS:
+        return 4
+    if name in _MAPS and value.ndim < 4:
+        return 2
+    return 1 if value.ndim == 2 else 3  # what a prior starts from is an embedding

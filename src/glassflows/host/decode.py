@@ -15,6 +15,9 @@ from torch import Tensor
 
 Decode = Callable[[Tensor], Tensor]
 
+ONE_AT_A_TIME = ("AutoencoderKLHunyuanVideo15",)
+"""Autoencoders that decode one row alone: the attention masks of several do not fit."""
+
 _REMEDY = "pass decode=, a function from latents to images (N, 3, H, W) in [0, 1]"
 
 
@@ -71,6 +74,8 @@ def decoder(call: PipelineCall) -> Decode:
 
     @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:
+        if type(getattr(call.pipe, "vae", None)).__name__ in ONE_AT_A_TIME:
+            return torch.cat([family(call, one).float() for one in latents.split(1)])
         return family(call, latents).float()
 
     return decode

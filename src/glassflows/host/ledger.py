@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 
 
-@dataclass
+@dataclass(repr=False)
 class Ledger:
-    """What a steered call cost.
+    """What a steered call cost. Ledgers of the same counts are equal, whatever time they took.
 
     Args:
         network_calls: Evaluations of the denoiser, one per particle and step (two network passes
@@ -29,7 +29,22 @@ class Ledger:
     network_calls: int = 0
     decodes: int = 0
     reward_calls: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float), compare=False)
+
+    def __str__(self) -> str:
+        counts = (
+            f"{self.network_calls} network calls, {self.decodes} decodes, "
+            f"{self.reward_calls} reward calls"
+        )
+        times = dict(self.seconds)
+        total = times.pop("total", None)
+        if total is None:
+            return counts
+        parts = ", ".join(f"{name} {time:.3g}" for name, time in times.items())
+        return f"{counts}; {total:.3g} s" + (f" ({parts})" if parts else "")
+
+    def __repr__(self) -> str:
+        return f"Ledger({self})"
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:

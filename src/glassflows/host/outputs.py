@@ -24,6 +24,19 @@ def channels_first(arrays: Any) -> Tensor:
     return tensor[:, None] if tensor.ndim == 2 else tensor  # mono
 
 
+def channels_last(samples: Tensor, like: Any) -> np.ndarray:
+    """Return samples as an array, the inverse of `channels_first`.
+
+    Args:
+        samples: Images (N, 3, H, W), videos (N, frames, 3, H, W), or sound (N, channels, samples).
+        like: Samples that a pipeline put out; mono sound of theirs has no axis of channels.
+    """
+    if samples.ndim >= 4:
+        return samples.movedim(-3, -1).float().cpu().numpy()
+    mono = samples.ndim == 3 and np.ndim(like) == 2
+    return (samples[:, 0] if mono else samples).float().cpu().numpy()
+
+
 def rows_of_output(output: Any, rows: Tensor, output_type: str) -> Any:
     """Return some rows of the samples that a pipeline drew.
 

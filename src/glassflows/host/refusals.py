@@ -44,7 +44,14 @@ _CLASSES = {
         "JoyImageEditPlusPipeline",
     ),
     "it deals out its images wrongly for more than one row": ("QwenImageLayeredPipeline",),
+    "it draws one video at a time": ("MotifVideoImage2VideoPipeline", "WanVACEPipeline"),
 }
+_COMBINED = {
+    "decoder_pipe": "with the embeddings that pipe.prior_pipe returns",
+    "generation_pipe": "and hand its images to pipe.upsampling_pipe (VisualCloze)",
+}
+"""The pipelines inside a combined one, which have schedulers of their own, and how to use them."""
+
 _REASONS = {name: reason for reason, names in _CLASSES.items() for name in names}
 
 
@@ -61,11 +68,9 @@ def check_steerable(pipe: Any) -> None:
 def _reasons(pipe: Any) -> Iterator[str]:
     if isinstance(pipe, ModularPipeline):
         yield "modular pipelines have a call of their own: steer the pipeline class it stands for"
-    if hasattr(pipe, "decoder_pipe"):
-        yield (
-            "it hands its call to others: steer pipe.decoder_pipe, with the embeddings that "
-            "pipe.prior_pipe returns"
-        )
+    for inner, how in _COMBINED.items():
+        if hasattr(pipe, inner):
+            yield f"it hands its call to others: steer pipe.{inner}, {how}"
     if getattr(pipe, "scheduler", None) is None:
         yield "it has no component named scheduler"
     for cls in type(pipe).__mro__:
