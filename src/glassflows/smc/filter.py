@@ -52,7 +52,7 @@ class FilterInfo:
 
 def init(num_groups: int, num_particles: int) -> FilterState:
     """Return G groups of K particles of equal weights, none of them scored."""
-    zeros = torch.zeros(num_groups, num_particles, dtype=torch.float64)
+    zeros = torch.zeros(num_groups, num_particles, dtype=torch.float64, device="cpu")
     return FilterState(zeros, zeros[:, 0].clone(), zeros[None][:0], zeros)
 
 
@@ -85,7 +85,7 @@ def step(
     number = scaled.shape[-1]
     # the margin keeps rounding from resampling equal weights or a group at the threshold
     resampled = sizes < ess_threshold * number * (1 - 1e-6)
-    ancestors = torch.arange(number).expand_as(scaled).clone()
+    ancestors = torch.arange(number, device=scaled.device).expand_as(scaled).clone()
     for group in resampled.nonzero().flatten().tolist():
         ancestors[group] = resampling(
             log_weights[group : group + 1], generators[group : group + 1]
@@ -128,8 +128,8 @@ def scale_for_ess(rewards: Tensor, fraction: float) -> Tensor:
         fraction: In (0, 1).
     """
     number, highest = rewards.shape[-1], rewards.amax(-1, keepdim=True)
-    ties = (rewards == highest).sum(-1)
-    wanted = torch.where(ties < fraction * number, fraction * number, (ties + number) / 2).double()
+    ties = (rewards == highest).sum(-1).to(rewards)
+    wanted = torch.where(ties < fraction * number, fraction * number, (ties + number) / 2)
     spread = (rewards.amax(-1) - rewards.amin(-1))[:, None]
     unit = (rewards - highest) / torch.where(spread > 0, spread, 1.0)
     low, high = torch.full_like(spread, 1e-9), torch.full_like(spread, 1e15)

@@ -130,7 +130,7 @@ def resampling_named(resampling: str) -> Resampling:
 def _positions(log_weights: Tensor) -> Tensor:
     """Return 0, 1/K, …, (K − 1)/K."""
     number = log_weights.shape[-1]
-    return torch.arange(number, dtype=torch.float64) / number
+    return torch.arange(number, dtype=torch.float64, device=log_weights.device) / number
 
 
 def _inverse(log_weights: Tensor, positions: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def _inverse(log_weights: Tensor, positions: Tensor) -> Tensor:
 def _uniforms(generators: Generators, number: int) -> Tensor:
     """Return `number` uniforms per group, shape (G, number), on a grid of 2⁻³² in [0, 1)."""
     draws = [
-        torch.randint(2**32, (number,), generator=generator, dtype=torch.int64)
+        torch.randint(2**32, (number,), generator=generator, dtype=torch.int64, device="cpu")
         for generator in generators
     ]
     return torch.stack(draws).double() / 2**32
@@ -155,5 +155,5 @@ def _whole(expected: Tensor) -> Tensor:
 
 def _ancestors(counts: Tensor) -> Tensor:
     """Return each slot as often as it has children; `counts` and ancestors have shape (G, K)."""
-    slots = torch.arange(counts.shape[-1])
+    slots = torch.arange(counts.shape[-1], device=counts.device)
     return torch.stack([slots.repeat_interleave(row) for row in counts])

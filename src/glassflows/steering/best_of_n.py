@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from ..scheduler.hooks import Boundary
 from ..smc.weights import log_mean, normalise
-from .strategy import Decision, Generators, Outcome
+from .strategy import Decision, Generators, Outcome, described
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BestOfN:
     """Draw K particles, score the final ones only, and return the best first.
 
     The particles are samples of the model, weighed for p(z) exp(λ_r r(z)).
 
     Args:
-        reward_scale: λ_r; None takes `reward.reward_scale` where the reward has one, else 1.
+        reward_scale: λ_r; None takes `reward.reward_scale` where the reward has one, else 1. Of a
+            negative λ_r the best particle is that of the lowest reward.
+
+    Raises:
+        ValueError: if `reward_scale` is no finite number.
     """
 
     reward_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        scale = self.reward_scale
+        if scale is not None and not (isinstance(scale, Real) and math.isfinite(scale)):
+            raise ValueError(
+                f"reward_scale: expected a finite number, got {scale!r}: nothing is scored on the "
+                "way, where a schedule could be followed or a scale be chosen"
+            )
+
+    def __repr__(self) -> str:
+        return described(self)
 
     def due(self, at: Boundary) -> bool:
         return False
@@ -37,5 +54,6 @@ class BestOfN:
 
     def finish(self, state: None, rewards: Tensor, total: int) -> Outcome:
         scale = 1.0 if self.reward_scale is None else self.reward_scale
-        scales = torch.full(rewards.shape[:1], scale, dtype=torch.float64)
+        device = rewards.device
+        scales = torch.full(rewards.shape[:1], scale, dtype=torch.float64, device=device)
         return Outcome(normalise(scale * rewards), log_mean(scale * rewards), scales)

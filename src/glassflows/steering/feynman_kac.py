@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -17,12 +17,19 @@ from ..smc import filter as smc
 from ..smc.potentials import Potential, potential_named
 from ..smc.resampling import resampling_named
 from ..smc.weights import normalise
-from .strategy import Decision, Generators, Outcome
+from .caller import warn
+from .strategy import Decision, Generators, Outcome, check_whole, described, worth
 
 RewardScale = float | Literal["auto"] | Sequence[float] | Callable[[float], float]
 
 AUTO_ESS = 0.5
 """Fraction of the particles that reward_scale="auto" leaves effective at the first scoring."""
+
+_FLAT = 0.02
+"""Share of 1/K by which some weight has to differ from 1/K, or all are as good as the same."""
+
+_COLLAPSED = 1.02
+"""Effective sample size below which one particle has all the weight but a hundredth."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +47,22 @@ class FeynmanKacState:
     judged: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FeynmanKac:
     """Sample p(z) exp(λ_r r(z)): weigh particles by rewards, resample when weights are uneven.
 
     With `ess_threshold=0` particles are never moved: this is best-of-K, with weights; with as many
-    transitions as steps it is steering of the ancestral sampler.
+    transitions as steps it is steering of the ancestral sampler. Where nothing random follows, at
+    the start of a last transition of one network call, particles are weighed and not moved: copies
+    would stay copies.
 
     Args:
         reward_scale: λ_r; None takes `reward.reward_scale` where the reward has one, else 1. A list
             has one per transition, a function maps the fraction of transitions done, in (0, 1], to
             λ_r; the last one is that of the target. "auto" chooses for each prompt, at the first
             scoring whose rewards differ, the λ_r that leaves half of the particles effective, and
-            keeps it: the target then depends on the draw; `result.reward_scale` tells.
+            keeps it: the target then depends on the draw; `result.reward_scale` tells. Of a
+            negative λ_r the best particle is that of the lowest reward.
         potential: How rewards on the way turn into weights: "difference", "max", "sum", or a
             function of the scaled rewards along each particle's ancestry, shape (S, P, K). The
             final weighing pays the rest: the log-potentials of a particle sum to λ_r r(final).
@@ -79,45 +89,53 @@ class FeynmanKac:
     stop: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.score_every < 1:
-            raise ValueError(f"score_every: expected at least 1, got {self.score_every}")
-        if not 0 <= self.ess_threshold <= 1:
+        check_whole("score_every", self.score_every)
+        if not (isinstance(self.ess_threshold, Real) and 0 <= self.ess_threshold <= 1):
             raise ValueError(
                 "ess_threshold: expected a fraction of num_particles in [0, 1], got "
-                f"{self.ess_threshold}"
+                f"{self.ess_threshold!r}"
             )
-        if not 0 <= self.start <= self.stop <= 1:
+        numbers = isinstance(self.start, Real) and isinstance(self.stop, Real)
+        if not (numbers and 0 <= self.start <= self.stop <= 1):
             raise ValueError(
-                f"start, stop: expected fractions 0 ≤ start ≤ stop ≤ 1, got {self.start}, "
-                f"{self.stop}"
+                f"start, stop: expected fractions 0 ≤ start ≤ stop ≤ 1, got {self.start!r}, "
+                f"{self.stop!r}"
             )
         object.__setattr__(self, "reward_scale", _checked_scale(self.reward_scale))
         potential_named(self.potential)  # refuses unknown names, as does the next
         resampling_named(self.resampling)
+
+    def __repr__(self) -> str:
+        return described(self)
+
+    @property
+    def moves(self) -> bool:
+        """Whether particles are to be moved on the way; from `start=1` on there is no way left."""
+        return self.ess_threshold > 0 and self.start < 1
 
     def due(self, at: Boundary) -> bool:
         done = at.index / at.total
         return self.start <= done <= self.stop and (at.index - 1) % self.score_every == 0
 
     def init(self, groups: int, particles: int) -> FeynmanKacState:
-        nothing = torch.full((groups, 1), math.nan, dtype=torch.float64)
+        nothing = torch.full((groups, 1), math.nan, dtype=torch.float64, device="cpu")
         return FeynmanKacState(smc.init(groups, particles), nothing)
 
     def step(
         self, state: FeynmanKacState, rewards: Tensor, at: Boundary, generators: Generators
     ) -> tuple[FeynmanKacState, Decision]:
         chosen = self._chosen(state.chosen, rewards)
-        scale = self._scale(chosen, at.index, at.total)
+        scale, target = (self._scale(chosen, done, at.total) for done in (at.index, at.total))
         filtered, info = smc.step(
             state.filter,
             _scaled(scale, rewards),
-            ess_threshold=self.ess_threshold,
+            ess_threshold=self.ess_threshold if at.stochastic else 0.0,
             generators=generators,
             potential=self._potential,
             resampling=resampling_named(self.resampling),
         )
-        judged = state.judged or self._judge(rewards, scale)
-        decision = Decision(info.ancestors, info.resampled, info.ess)
+        judged = state.judged or self._judge(rewards, scale, target, info)
+        decision = Decision(info.ancestors, info.resampled, info.ess, worth(rewards, target[:, 0]))
         return FeynmanKacState(filtered, chosen, judged), decision
 
     def finish(self, state: FeynmanKacState, rewards: Tensor, total: int) -> Outcome:
@@ -132,8 +150,13 @@ class FeynmanKac:
         """Return the scales of "auto", chosen where the rewards of a group first differ."""
         if self.reward_scale != "auto":
             return chosen
-        found = smc.scale_for_ess(rewards, AUTO_ESS)[:, None]
-        return torch.where(chosen.isnan(), found, chosen)
+        found = torch.where(chosen.isnan(), smc.scale_for_ess(rewards, AUTO_ESS)[:, None], chosen)
+        if ((found == 0) | found.isinf()).any():
+            raise ValueError(
+                'reward_scale="auto": expected rewards with differences between 1e-290 and 1e308, '
+                f"got {rewards.tolist()}: scale the reward, or give a number"
+            )
+        return found
 
     def _scale(self, chosen: Tensor, index: int, total: int) -> Tensor:
         """Return λ_r of each group when `index` of `total` transitions are done, shape (P, 1)."""
@@ -151,20 +174,36 @@ class FeynmanKac:
             given = given[index - 1]
         return torch.full_like(chosen, float(given))
 
-    def _judge(self, rewards: Tensor, scale: Tensor) -> bool:
-        """Warn if the scale hardly tells particles apart; return whether their rewards differ."""
-        if isinstance(self.reward_scale, str) or not (scale * rewards).diff().any():
+    def _judge(self, rewards: Tensor, scale: Tensor, target: Tensor, info: smc.FilterInfo) -> bool:
+        """Warn of weights that are all the same, or all one's; return whether rewards differ.
+
+        Weights are to differ at the scale of the target, since a schedule may well begin small.
+
+        Args:
+            rewards: Shape (P, K).
+            scale: λ_r of this scoring, shape (P, 1).
+            target: λ_r of the target, shape (P, 1).
+            info: What happened at this scoring.
+        """
+        scaled = _scaled(target, rewards)
+        differ = scaled.amax(-1) > scaled.amin(-1)
+        if self.reward_scale == "auto" or not differ.any():
             return False
-        weights = rewards.shape[1] * normalise(scale * rewards).exp()
-        furthest = float((weights - 1).abs().max())
-        if furthest < 0.02:
-            size = float(smc.scale_for_ess(rewards, AUTO_ESS).nanmedian())
-            better = math.copysign(size, float(scale.max()))
-            warnings.warn(
-                f"reward_scale={float(scale.max()):g} leaves the weights within {furthest:.1%} of "
-                f"uniform: steering does next to nothing. About {better:.3g} would leave half of "
-                "the particles effective.",
-                stacklevel=2,
+        number = rewards.shape[1]
+        furthest = float((number * normalise(scaled).exp() - 1).abs().max())
+        size = float(smc.scale_for_ess(rewards[differ], AUTO_ESS).median())
+        better = math.copysign(size, float(target.max()))
+        advice = f"About {better:.3g} would leave half of the particles effective."
+        if furthest < _FLAT:
+            warn(
+                f"reward_scale={float(target.max()):g} leaves the weights within {furthest:.1%} of "
+                f"uniform: steering does next to nothing. {advice}"
+            )
+        collapsed = (info.ess < _COLLAPSED) & info.resampled
+        if number > 2 and collapsed[differ].double().mean() > 0.5:  # of two particles half is one
+            warn(
+                f"reward_scale={float(scale.max()):g} leaves one of {number} particles nearly all "
+                f"the weight at the first scoring: the others are lost. {advice}"
             )
         return True
 
@@ -192,13 +231,14 @@ def _checked_scale(scale: Any) -> Any:
     """Return a reward scale as None, a float, a tuple of floats, a function or "auto"."""
     if scale is None or callable(scale) or (isinstance(scale, str) and scale == "auto"):
         return scale
-    if isinstance(scale, str):
+    plain = scale.tolist() if isinstance(scale, (Tensor, np.ndarray, np.generic)) else scale
+    is_list = isinstance(plain, (list, tuple))
+    numbers = list(plain) if is_list else [plain]
+    if not numbers or not all(isinstance(one, Real) for one in numbers):
         raise ValueError(
             f'reward_scale: expected a number, a list, a function or "auto", got {scale!r}'
         )
-    plain = scale.tolist() if isinstance(scale, (Tensor, np.ndarray, np.generic)) else scale
-    is_list = isinstance(plain, (list, tuple))
-    values = tuple(float(one) for one in (plain if is_list else [plain]))
+    values = tuple(float(one) for one in numbers)
     if not all(math.isfinite(one) for one in values):
         raise ValueError(f"reward_scale: expected finite numbers, got {scale!r}")
     return values if is_list else values[0]

@@ -5,115 +5,212 @@ A genealogy shows the particles of one prompt at each scoring, and the parent of
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+from .display import labels
+from .strategy import worth
 
 _WINNER, _KEPT, _LOST = "#c1440e", "#4d4d4d", "#cccccc"
 _MOST = 12  # particles or rows with pictures and scores; if there are more, particles are dots
+_TALLEST = 9.0  # inches
 
 
-def genealogy(result: Any, prompt: int = 0) -> Any:
+class Genealogy(Figure):
+    """A figure of its own, which pyplot does not know of and so neither keeps nor shows again."""
+
+    def __init__(self, width: float, height: float) -> None:
+        super().__init__(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        """Return the figure as PNG, for notebooks."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def genealogy(result: Any, prompt: int = 0) -> Figure:
     """Draw particles as columns and scorings as rows, the first at the top; return the figure.
 
     The last row holds the final samples. Lines lead to parents: red in the lineage of the best
     sample, dark in other lineages that reached the end. Curves beside the rows show the effective
     sample size and the rewards, their mean dark and the best red. With more than 12 particles or
-    rows, particles are dots, brighter for higher rewards, and a star marks resampling.
+    rows, particles are dots, brighter for better rewards, and a star marks resampling. What is
+    best is up to the target: where λ_r is negative, the lowest reward.
 
     Args:
         result: The result of a steered call.
         prompt: Index of the prompt.
     """
-    scored = np.vstack([result.scored[:, prompt].numpy(), result.rewards[prompt].numpy()[None]])
-    ancestors = result.ancestors[:, prompt].numpy()
-    rows, columns = scored.shape
-    large = max(rows, columns) <= _MOST
-    pictures = _pictures(result, prompt) if large else None
-    alive = _alive(ancestors, columns)
-    winner = result.lineage(prompt)
+    drawing = _Drawing(result, prompt)
+    drawing.lines()
+    drawing.pictures() if drawing.large else drawing.dots()
+    drawing.axes_of_tree(result, prompt)
+    drawing.curves(result.ess[:, prompt].numpy())
+    return drawing.figure
 
-    cell = 0.72 if large else min(0.72, 6.5 / max(rows, columns))  # inches
-    height = 1.3 * cell if large else cell
-    figure, (tree, sizes, rewards) = plt.subplots(
-        1, 3, figsize=(max(cell * columns, 1.5) + 3.4, height * rows + 0.9),
-        width_ratios=[max(cell * columns, 1.5), 1.1, 1.1], layout="constrained", sharey=True,
-    )  # fmt: skip
-    for row in range(rows - 1):
-        for slot, parent in enumerate(ancestors[row]):
-            won = winner[row] == parent and winner[row + 1] == slot
-            kept = alive[row + 1][slot]
-            colour, order = (_WINNER, 3) if won else (_KEPT, 2) if kept else (_LOST, 1)
-            tree.plot(
-                [parent, slot],
-                [row, row + 1],
-                color=colour,
-                zorder=order,
-                linewidth=2.2 if won else 1.2,
-            )
-    low, high = scored.min(), scored.max()
-    for row in range(rows):
-        for slot in range(columns):
-            edge = _WINNER if winner[row] == slot else _KEPT if alive[row][slot] else _LOST
-            picture = pictures[row][slot] if pictures else None
-            if picture is not None:
-                box = OffsetImage(picture, zoom=60 * cell / max(picture.shape[:2]))
-                tree.add_artist(
-                    AnnotationBbox(
-                        box, (slot, row), pad=0.06, bboxprops={"edgecolor": edge, "lw": 1.6}
-                    )
-                )
+
+class _Drawing:
+    """The axes of a genealogy, and what is drawn on them.
+
+    Args:
+        result: The result of a steered call.
+        prompt: Index of the prompt.
+
+    Attributes:
+        scored: Rewards of all rows, the final ones last, (rows, particles).
+        large: Whether particles are pictures or scores, and not dots.
+    """
+
+    def __init__(self, result: Any, prompt: int) -> None:
+        self.scored = np.vstack(
+            [result.scored[:, prompt].numpy(), result.rewards[prompt].numpy()[None]]
+        )
+        scale = result.reward_scale[prompt : prompt + 1]
+        groups = (result.scored[:, prompt : prompt + 1], result.rewards[None, prompt : prompt + 1])
+        self.worth = np.vstack([worth(group, scale)[:, 0].numpy() for group in groups])
+        self.lowest, self.highest = float(self.worth.min()), float(self.worth.max())
+        self.ancestors = result.ancestors[:, prompt].numpy()
+        self.rows, self.columns = self.scored.shape
+        self.large = max(self.rows, self.columns) <= _MOST
+        self.shown = _pictures(result, prompt) if self.large else None
+        self.alive = _alive(self.ancestors, self.columns)
+        self.winner = result.lineage(prompt)
+
+        self.cell = 0.72 if self.large else min(0.3, 9.0 / self.columns)  # inches
+        self.height = 1.3 * self.cell if self.large else min(0.3, _TALLEST / self.rows)
+        width = max(self.cell * self.columns, 1.5)
+        self.figure = Genealogy(width + 3.8, self.height * self.rows + 0.9)
+        self.tree, self.sizes, self.rewards = self.figure.subplots(
+            1, 3, width_ratios=[width, 1.1, 1.5], sharey=True
+        )
+
+    def colour(self, row: int, slot: int) -> str:
+        """Return the colour of a particle, which tells what became of it."""
+        if self.winner[row] == slot:
+            return _WINNER
+        return _KEPT if self.alive[row][slot] else _LOST
+
+    def lines(self) -> None:
+        """Draw a line from each particle to its parent."""
+        wide = 2.2 if self.large else 1.6
+        for row, parents in enumerate(self.ancestors):
+            for slot, parent in enumerate(parents):
+                won = self.winner[row] == parent and self.winner[row + 1] == slot
+                kept = self.alive[row + 1][slot]
+                colour, order = (_WINNER, 3) if won else (_KEPT, 2) if kept else (_LOST, 1)
+                ends = [parent, slot], [row, row + 1]
+                thin = 1.2 if self.large else 0.7
+                self.tree.plot(*ends, color=colour, zorder=order, linewidth=wide if won else thin)
+
+    def pictures(self) -> None:
+        """Draw particles as pictures, or as dots where there is none, with their scores."""
+        texts = labels(self.scored.flatten().tolist())
+        size = min(9.0, 72 * self.cell / (0.7 * max(map(len, texts))))  # to fit into the cell
+        for i, text in enumerate(texts):
+            row, slot = divmod(i, self.columns)
+            colour = self.colour(row, slot)
+            picture = self.shown[row][slot] if self.shown else None
+            if picture is None:
+                self.dot(row, slot, 19.0, 3.4)
             else:
-                shade = plt.get_cmap("viridis")((scored[row, slot] - low) / ((high - low) or 1.0))
-                tree.scatter(
-                    slot,
-                    row,
-                    s=(26 * cell) ** 2,
-                    color=shade,
-                    edgecolors=edge,
-                    lw=4 * cell**0.5,
-                    zorder=4,
-                )
-            if large:
-                label, under = (
-                    f"{scored[row, slot]:.3g}",
-                    {"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-                )
-                shown = "#808080" if edge == _LOST else edge
-                tree.text(
-                    slot,
-                    row + 0.37,
-                    label,
-                    ha="center",
-                    va="top",
-                    fontsize=9,
-                    color=shown,
-                    bbox=under,
-                    zorder=5,
-                )
-    tree.set_xlim(-0.6, columns - 0.4)
-    tree.set_ylim(rows - 0.3, -0.5)
-    resampled = "\nresampled" if large else " *"
-    marks = [resampled if one else "" for one in result.resampled[:, prompt]]
-    names = [f"transition {k + 1}{mark}" for k, mark in zip(result.transitions, marks, strict=True)]
-    tree.set_yticks(range(rows), [*names, "final"])
-    shown = range(0, columns, 1 if large else 1 + columns // 10)
-    tree.set_xticks(shown, [str(slot + 1) for slot in shown])
-    tree.set_xlabel("particle")
-    sizes.plot(result.ess[:, prompt].numpy(), range(rows - 1), "o-", color=_KEPT, markersize=4)
-    sizes.set_xlim(0, columns * 1.05)
-    sizes.set_xlabel("effective\nsample size")
-    rewards.plot(scored.mean(1), range(rows), "o-", color=_KEPT, markersize=4)
-    rewards.plot(scored.max(1), range(rows), "o-", color=_WINNER, markersize=4)
-    rewards.set_xlabel("reward:\nmean, best")
-    for axes in (tree, sizes, rewards):
+                box = OffsetImage(picture, zoom=60 * self.cell / max(picture.shape[:2]))
+                frame = {"edgecolor": colour, "lw": 1.6}
+                self.tree.add_artist(AnnotationBbox(box, (slot, row), pad=0.06, bboxprops=frame))
+            self.tree.text(
+                slot,
+                row + 0.37,
+                text,
+                ha="center",
+                va="top",
+                fontsize=size,
+                color="#808080" if colour == _LOST else colour,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+                zorder=5,
+            )
+
+    def dots(self) -> None:
+        """Draw particles as dots, all at once."""
+        side = 72 * min(self.cell, self.height)  # points
+        rows, slots = np.indices(self.scored.shape).reshape(2, -1)
+        self.dot(rows, slots, 0.72 * side, min(1.5, 0.14 * side))
+
+    def dot(self, rows: Any, slots: Any, size: float, edge: float) -> None:
+        """Draw one particle or several as dots; sizes are in points."""
+        places = list(zip(np.atleast_1d(rows), np.atleast_1d(slots), strict=True))
+        self.tree.scatter(
+            slots,
+            rows,
+            s=size**2,
+            facecolors=[self.shade(*place) for place in places],
+            edgecolors=[self.colour(*place) for place in places],
+            linewidths=edge,
+            zorder=4,
+        )
+
+    def shade(self, row: int, slot: int) -> Any:
+        """Return a colour that is brighter for better rewards."""
+        share = (self.worth[row, slot] - self.lowest) / (self.highest - self.lowest or 1.0)
+        return matplotlib.colormaps["viridis"](share)
+
+    def axes_of_tree(self, result: Any, prompt: int) -> None:
+        """Name rows and columns, as many as there is room for."""
+        self.tree.set_xlim(-0.6, self.columns - 0.4)
+        self.tree.set_ylim(self.rows - 0.3, -0.5)
+        star = "\nresampled" if self.large else " *"
+        marks = [star if one else "" for one in result.resampled[:, prompt]]
+        numbered = zip(result.transitions, marks, strict=True)
+        names = [*(f"transition {k + 1}{mark}" for k, mark in numbered), "final"]
+        every = max(1, round(0.2 / self.height))
+        rows = [*range(0, self.rows - every, every), self.rows - 1]
+        self.tree.set_yticks(rows, [names[row] for row in rows])
+        columns = range(0, self.columns, 1 if self.large else 1 + self.columns // 10)
+        self.tree.set_xticks(columns, [str(slot + 1) for slot in columns])
+        self.tree.set_xlabel("particle")
+        self._plain(self.tree, "y")
+
+    def curves(self, ess: np.ndarray) -> None:
+        """Draw effective sample sizes and rewards beside the rows."""
+        line: dict[str, Any] = {"marker": "o", "markersize": min(4.0, 20 * self.height)}
+        rows = range(self.rows)
+        self.sizes.plot(ess, rows[:-1], color=_KEPT, **line)
+        self.sizes.set_xlim(0, self.columns * 1.05)
+        self.sizes.set_xticks([0, self.columns // 2, self.columns][:: 1 if self.columns > 1 else 2])
+        self.sizes.set_xlabel("effective\nsample size")
+        slots = self.worth.argmax(1)
+        best, mean = self.scored[rows, slots], self.scored.mean(1)
+        self.rewards.plot(mean, rows, color=_KEPT, **line)
+        self.rewards.plot(best, rows, color=_WINNER, **line)
+        ends = sorted({float(end) for ends in (mean, best) for end in (ends.min(), ends.max())})
+        _name_ends(self.rewards, [ends[0], ends[-1]] if len(ends) > 1 else ends)
+        self.rewards.set_xlabel("reward:\nmean, best")
+        for axes in (self.sizes, self.rewards):
+            self._plain(axes, "x")
+
+    def _plain(self, axes: Any, grid: str) -> None:
         axes.tick_params(length=0, labelsize=9)
         axes.xaxis.label.set_size(9)
         axes.spines[:].set_visible(False)
-        axes.grid(axis="x" if axes is not tree else "y", color="#eeeeee", zorder=0)
-    return figure
+        axes.grid(axis=grid, color="#eeeeee", zorder=0)
+
+
+def _name_ends(axes: Any, ends: Sequence[float]) -> None:
+    """Name the two ends of an axis in full, one below the other where they are long."""
+    texts = labels(ends)
+    if sum(map(len, texts)) > 14:
+        texts[1:] = [f"\n{text}" for text in texts[1:]]
+    axes.set_xticks(ends, texts)
+    sides = ("left", "right") if len(ends) > 1 else ("center",)
+    for text, side in zip(axes.get_xticklabels(), sides, strict=False):
+        text.set_horizontalalignment(side)
 
 
 def _alive(ancestors: np.ndarray, columns: int) -> list[np.ndarray]:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..scheduler.hooks import Boundary, TransitionHook
 from ..smc.resampling import systematic
+from .caller import warn
 from .scorer import Scorer
-from .strategy import Decision, Outcome, Strategy
+from .strategy import Decision, Outcome, Strategy, worth
 
 Select = Literal["all", "best", "sample"]
 
@@ -76,7 +77,10 @@ class Population(TransitionHook):
         rewards = self.scorer.score(samples)
         self._state, decision = self.strategy.step(self._state, rewards, at, self._generators)
         self.scorings.append(Scoring(at.index, rewards, decision, preview))
-        self.show(reward=f"{float(rewards.max()):.4g}", ess=f"{float(decision.ess.mean()):.1f}")
+        best = (rewards if decision.worth is None else decision.worth).argmax()
+        self.show(
+            reward=f"{float(rewards.flatten()[best]):.4g}", ess=f"{float(decision.ess.mean()):.1f}"
+        )
         return self.rows(decision.ancestors) if decision.resampled.any() else None
 
     def begins(self, seeds: list[int]) -> None:
@@ -88,24 +92,31 @@ class Population(TransitionHook):
     def rows(self, slots: Tensor) -> Tensor:
         """Return the rows of slots, which are numbered within their group; shape (P, …) → (…,)."""
         groups, particles = self.shape
-        return (torch.arange(groups)[:, None] * particles + slots).flatten()
+        return (torch.arange(groups, device=slots.device)[:, None] * particles + slots).flatten()
 
-    def finish(self, rewards: Tensor) -> Outcome:
+    def finish(self, rewards: Tensor, interrupted: bool) -> Outcome:
         """Weigh the final particles by their rewards, shape (P, K)."""
+        if getattr(self.strategy, "moves", False) and not (self.scorings or interrupted):
+            warn(
+                f"{self.strategy!r} scored no particles on the way, and moved none: of "
+                f"{self._total} transition(s) none after the first begins where it is due. Take "
+                "more transitions, more steps or a wider window, or BestOfN() for the end alone."
+            )
         return self.strategy.finish(self._state, rewards, self._total)
 
-    def order(self, select: Select, rewards: Tensor, log_weights: Tensor, number: int) -> Tensor:
+    def order(self, select: Select, rewards: Tensor, outcome: Outcome, number: int) -> Tensor:
         """Return the slots of the samples that are returned of each group, shape (P, number).
 
         Args:
-            select: The best first, or drawn in proportion to the weights for "sample".
+            select: The best for the target first, or drawn by the weights for "sample".
             rewards: Final rewards, shape (P, K).
-            log_weights: Final log-weights, shape (P, K).
+            outcome: What `finish` returned.
             number: How many of each.
         """
         if select != "sample":
-            return rewards.argsort(dim=-1, descending=True, stable=True)[:, :number]
-        groups = zip(log_weights.split(1), self._generators, strict=True)
+            good = worth(rewards, outcome.reward_scale)
+            return good.argsort(dim=-1, descending=True, stable=True)[:, :number]
+        groups = zip(outcome.log_weights.split(1), self._generators, strict=True)
         return torch.cat([drawn_slots(group, generator, number) for group, generator in groups])
 
 

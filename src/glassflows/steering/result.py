@@ -1,15 +1,12 @@
 """What a steered call returns: images, how they came about, and what they cost.
 
 A particle is one sample of a prompt on its way to an image. At a scoring, a reward scores the
-denoised predictions of all particles. A film is the list of frames of a video, or of one image.
+denoised predictions of all particles.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +17,19 @@ from torch import Tensor
 
 from ..host.ledger import Ledger
 from . import record
+from .display import Film, as_html, summary
+from .strategy import worth
 
 
-class Film(list[Image]):
-    """The frames of a video; an image is a film of one frame."""
-
-    def png(self) -> bytes:
-        """Return the bytes of a PNG file; several frames make an animation, ten a second."""
-        buffer = io.BytesIO()
-        animated = {"save_all": True, "append_images": self[1:], "duration": 100}
-        self[0].save(buffer, "PNG", **(animated if len(self) > 1 else {}))
-        return buffer.getvalue()
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SteeringResult:
     """What a steered call returns.
 
     The call had P prompts with K particles each (a group), and S scorings. It returned n samples of
-    each prompt.
+    each prompt. The best particle is the best one for the target p(z) exp(λ_r r(z)): that of the
+    highest reward, of the lowest where λ_r is negative.
+
+    Two results are equal if all that they hold is; seconds do not count.
 
     Args:
         images: The P · n images (or videos, or waveforms), prompt-major, in the pipeline's own
@@ -58,10 +49,13 @@ class SteeringResult:
         reward_scale: λ_r of the final weighing, shape (P,); the run chose it if it was "auto".
         order: Slot of each returned image, shape (P, n): `images[p * n + i]` came from slot
             `order[p, i]`.
-        interrupted: Whether `pipe._interrupt` ended the run. The images are then denoised as far as
-            the run came.
+        interrupted: Whether `pipe._interrupt` ended the run before its last step. The images, or
+            the latents for `output_type="latent"`, and their rewards are then those of the last
+            denoised predictions, decoded as for the reward: no safety checker or watermark of the
+            pipeline's has seen them. Before the first step there are none, and the images are the
+            pipeline's own.
         others: Other outputs of the pipeline by name, in rows like those of `images`: sound,
-            verdicts on safety.
+            verdicts on safety. An interrupted run leaves them as the pipeline made them.
         ledger: What the call cost.
         previews: Denoised predictions at each scoring as the reward saw them, shape
             (S, P · K, …), uint8 (latents and sound as floats); None unless asked for.
@@ -97,6 +91,11 @@ class SteeringResult:
         return self.others.get("audio", self.images)
 
     @property
+    def best(self) -> Tensor:
+        """The slot of the best final particle of each prompt, shape (P,)."""
+        return worth(self.rewards, self.reward_scale).argmax(1)
+
+    @property
     def image_rewards(self) -> Tensor:
         """The reward of each of `images`, shape (P · n,), in their order."""
         return self.rewards.gather(1, self.order).flatten()
@@ -108,43 +107,67 @@ class SteeringResult:
             prompt: Index of the prompt.
             slot: The final slot; the best if None.
         """
-        slots = [int(self.rewards[prompt].argmax()) if slot is None else slot]
+        slots = [int(self.best[prompt]) if slot is None else slot]
         for ancestors in self.ancestors[:, prompt].flip(0):
             slots.append(int(ancestors[slots[-1]]))
         return slots[::-1]
 
     def plot(self, prompt: int = 0) -> Any:
-        """Draw the genealogy of a prompt's particles, ESS and rewards, as a matplotlib figure."""
-        from .plotting import genealogy  # matplotlib is an extra
+        """Draw the genealogy of a prompt's particles, ESS and rewards, as a matplotlib figure.
 
+        Notebooks show the figure that a cell ends in; `figure.savefig(path)` writes it. It is not
+        one of pyplot's, and needs no closing.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        try:
+            from .plotting import genealogy
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] != "matplotlib":
+                raise
+            raise ImportError(
+                'plot: expected matplotlib, which is not installed: pip install "glassflows[plot]"'
+            ) from error
         return genealogy(self, prompt)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the images, all numbers and the recipe; return the folder.
+        """Write all that the result holds; return the folder.
 
-        Images are PNG files, and videos animated PNG files. Latents and sound are in `samples.npy`.
-        Rewards, weights, ancestors, ledger and recipe are in `steering.json`.
+        `steering.json` has all numbers and the recipe; what is not finite is written "Infinity",
+        "-Infinity" or "NaN". Images are PNG files, and videos animated ones. What an image rounds,
+        arrays, tensors, latents and sound, is in `samples.npy`; previews and other outputs are in
+        `arrays.npz`. A result that was saved in the folder before is replaced.
+
+        Raises:
+            FileExistsError: if the folder holds a file of such a name that no result put there.
         """
         return record.save(self, folder)
 
+    @classmethod
+    def load(cls, folder: str | Path) -> SteeringResult:
+        """Return a result that was saved, equal to what it was.
+
+        Tensors are on the CPU. Of `others`, an object that is neither data nor an image is replaced
+        by the name of its type.
+
+        Raises:
+            FileNotFoundError: if no result was saved in the folder.
+            ValueError: if it was saved by a version that could not load.
+        """
+        return cls(**record.load(folder))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SteeringResult):
+            return NotImplemented
+        return all(_same(getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
+
+    def __repr__(self) -> str:
+        return f"SteeringResult({summary(self)})"
+
     def _repr_html_(self) -> str:
-        """Return the images or videos and their rewards as HTML, for notebooks."""
-        films = self.films()
-        if films is None:
-            return f"<pre>{self.rewards.tolist()}</pre>"
-        prompts = self.recipe["call"].get("prompt")
-        titles = [prompts] if isinstance(prompts, str) else prompts or []
-        cells, each = [], self.order.shape[1]
-        for i, (film, reward) in enumerate(zip(films, self.image_rewards.tolist(), strict=True)):
-            if i % each == 0 and titles:
-                cells.append(f"<p>{html.escape(str(titles[i // each]))}</p>")
-            source = base64.b64encode(film.png()).decode()
-            cells.append(
-                f'<figure style="display:inline-block;margin:4px">'
-                f'<img src="data:image/png;base64,{source}" style="max-width:256px">'
-                f"<figcaption>{reward:.4g}</figcaption></figure>"
-            )
-        return "".join(cells)
+        """Return the images or videos, small, with their rewards as HTML, for notebooks."""
+        return as_html(self)
 
     def films(self) -> list[Film] | None:
         """Return the frames of each image or video; None for latents and sound."""
@@ -152,9 +175,31 @@ class SteeringResult:
         if isinstance(images, list):
             films = [Film(film if isinstance(film, list) else [film]) for film in images]
             return films if films and isinstance(films[0][0], Image) else None
+        if images.ndim not in (4, 5):
+            return None
         is_tensor = isinstance(images, Tensor)
         arrays = images.float().cpu().movedim(-3, -1).numpy() if is_tensor else np.asarray(images)
-        if arrays.ndim not in (4, 5) or arrays.shape[-1] != 3:
+        if arrays.shape[-1] != 3:
             return None
         videos = arrays if arrays.ndim == 5 else arrays[:, None]
         return [Film(VaeImageProcessor.numpy_to_pil(video)) for video in videos]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two values are equal in content, wherever they lie; NaN equals NaN."""
+    if isinstance(one, Tensor | np.ndarray) and type(one) is type(other):
+        if isinstance(one, Tensor):
+            one, other = one.detach().cpu(), other.detach().cpu()
+        alike = one.shape == other.shape and one.dtype == other.dtype
+        return alike and bool(((one == other) | ((one != one) & (other != other))).all())
+    if isinstance(one, Image) and isinstance(other, Image):
+        alike = one.mode == other.mode and one.size == other.size
+        return alike and one.tobytes() == other.tobytes()
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        alike = len(one) == len(other) and isinstance(one, list) == isinstance(other, list)
+        return alike and all(_same(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, Tensor | np.ndarray) or isinstance(other, Tensor | np.ndarray):
+        return False
+    return bool(one == other) or bool(one != one and other != other)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,52 @@ from ..host.ledger import Ledger
 from ..host.microbatch import MicroBatches, naming_batch_size
 
 Reward = Callable[[Tensor, list[Any]], Any]
+
+_LATE = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+
+
+def check_reward(reward: Any) -> None:
+    """Raise ValueError unless an object can be called with images and prompts, as far as it tells.
+
+    What it returns is seen only when it is called.
+    """
+    if isinstance(reward, type):
+        name = reward.__name__
+        raise ValueError(f"reward: expected an object, got the class {name}: write {name}()")
+    if not callable(reward):
+        raise ValueError(
+            f"reward: expected a function of images and prompts, got {type(reward).__name__}"
+        )
+    as_module = type(reward).__call__ is torch.nn.Module.__call__
+    function = getattr(reward, "forward") if as_module else reward  # noqa: B009 (for checkers)
+    if any(late(method) for late in _LATE for method in (function, type(function).__call__)):
+        raise ValueError(
+            "reward: expected a function that returns one score per image, got one that is async "
+            "or yields: return a list of numbers or a tensor, computed"
+        )
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some of C's do not tell
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"reward: expected a function of images and prompts, got one of {signature} ({error}): "
+            "wrap it, lambda images, prompts: reward(images)"
+        ) from None
+
+
+def load_reward(reward: Any) -> None:
+    """Have a reward read its model, if it has a method for that."""
+    load = getattr(reward, "load", None)
+    if not callable(load):
+        return
+    try:
+        inspect.signature(load).bind()
+    except (TypeError, ValueError):  # it loads something else
+        return
+    load()
 
 
 class Scorer:
@@ -56,7 +103,7 @@ class Scorer:
             return latents.float()
         size = self.batches.decode or len(latents)
         with self.ledger.timing("decode"), naming_batch_size("decode"):
-            samples = torch.cat([decode(part) for part in latents.split(size)])
+            samples = torch.cat([_checked(decode(part), part) for part in latents.split(size)])
         self.ledger.decodes += len(latents)
         return samples
 
@@ -85,9 +132,7 @@ class Scorer:
     def _scores(self, samples: Tensor, prompts: list[str | None]) -> Tensor:
         with naming_batch_size("reward"):
             scores = self.reward(samples, prompts)
-        if scores is None:
-            raise ValueError("reward returned None; expected one score per particle: return them")
-        scores = torch.as_tensor(scores).detach().to("cpu", torch.float64)
+        scores = _numbers(scores)
         if scores.shape != (len(samples),):
             raise ValueError(
                 f"reward returned shape {tuple(scores.shape)}; expected one score per particle, "
@@ -100,3 +145,36 @@ class Scorer:
         if self.wants_latents or samples.ndim < 4:
             return samples.to("cpu", copy=True)
         return (samples.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+
+
+def _checked(samples: Any, latents: Tensor) -> Tensor:
+    """Return what `decode` returned, one sample for each latent."""
+    if isinstance(samples, Tensor) and samples.ndim > 0 and len(samples) == len(latents):
+        return samples
+    got = f"shape {tuple(samples.shape)}" if isinstance(samples, Tensor) else type(samples).__name__
+    raise ValueError(
+        f"decode returned {got}; expected a tensor with a sample for each of {len(latents)} "
+        "latents: return images (N, 3, H, W) in [0, 1]"
+    )
+
+
+def _numbers(scores: Any) -> Tensor:
+    """Return what a reward returned as a tensor, float64 on the CPU."""
+    if scores is None:
+        raise ValueError("reward returned None; expected one score per particle: return them")
+    if inspect.iscoroutine(scores):
+        scores.close()  # it is never awaited
+    if inspect.isawaitable(scores) or isinstance(scores, (Iterator, AsyncIterator)):
+        raise ValueError(
+            f"reward returned a {type(scores).__name__}; expected one score per particle: return a "
+            "list of numbers or a tensor, computed"
+        )
+    if isinstance(scores, Tensor):
+        return scores.detach().cpu().double()
+    try:  # numbers of Python are of double precision
+        return torch.as_tensor(scores, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"reward returned {scores!r:.200}; expected one score per particle: return a list of "
+            f"numbers or a tensor ({error})"
+        ) from error

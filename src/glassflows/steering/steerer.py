@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
@@ -19,12 +20,13 @@ from ..host.run import Drawn, PipelineRun
 from ..scheduler.flow_match import GLASSFlowMatchScheduler
 from ..scheduler.glass import GLASSScheduler
 from ..smc.potentials import Potential
+from .arguments import check_generator, check_not_options, check_prompt
 from .feynman_kac import FeynmanKac, RewardScale
 from .population import Population, Scoring, Select
 from .record import recipe
 from .result import SteeringResult
-from .scorer import Reward, Scorer
-from .strategy import Strategy
+from .scorer import Reward, Scorer, check_reward, load_reward
+from .strategy import Strategy, check_strategy, check_whole, is_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -62,8 +64,9 @@ class Steerer:
         previews: Whether the result keeps the decoded predictions of every scoring.
 
     Raises:
-        ValueError: if an option is out of range, the pipeline cannot be steered or its scheduler
-            has no GLASS counterpart.
+        ValueError: if an option is out of range, the reward is no function of images and prompts,
+            the pipeline cannot be steered or its scheduler has no GLASS counterpart. Options that
+            are set later are checked in the call.
     """
 
     def __init__(
@@ -78,17 +81,7 @@ class Steerer:
         batches: MicroBatches = MicroBatches(),  # noqa: B008 (frozen)
         previews: bool = False,
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles: expected at least 1, got {num_particles}")
-        if not callable(reward):
-            raise ValueError(
-                f"reward: expected a function of images and prompts, got {type(reward).__name__}"
-            )
-        if not hasattr(strategy, "due"):
-            raise ValueError(
-                f"strategy: expected a strategy such as FeynmanKac(), got {strategy!r}: pass "
-                "num_particles after it, or by name"
-            )
+        check_strategy(strategy)
         self.pipe = pipe
         self.reward = reward
         self.strategy = _scaled_as(strategy, reward)
@@ -97,9 +90,36 @@ class Steerer:
         self.decode = decode
         self.batches = batches
         self.previews = previews
-        check_steerable(pipe)  # what would fail in the call is refused now
+        self._check()  # what would fail in the call is refused now
+        check_steerable(pipe)
         self.strategy.init(1, num_particles)
         self._scheduler()
+
+    def __repr__(self) -> str:
+        parts = [
+            type(self.pipe).__name__,
+            getattr(self.reward, "__name__", type(self.reward).__name__),
+            repr(self.strategy),
+            str(self.num_particles),
+        ]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _check(self) -> None:
+        """Check the options, which may have been set anew since the steerer was made."""
+        check_strategy(self.strategy)
+        check_whole("num_particles", self.num_particles)
+        check_reward(self.reward)
+        if not (self.decode is None or self.decode == "latents" or callable(self.decode)):
+            raise ValueError(
+                'decode: expected None, "latents" or a function from latents to images, got '
+                f'{self.decode!r}: None decodes as the pipeline does, and "latents" hands the '
+                "reward the latents"
+            )
+        if not isinstance(self.batches, MicroBatches):
+            raise ValueError(
+                f"batches: expected MicroBatches(network=…, decode=…, reward=…), got "
+                f"{self.batches!r}"
+            )
 
     def __call__(
         self, prompt: str | Sequence[str] | None = None, *, select: Select = "all", **kwargs: Any
@@ -110,7 +130,8 @@ class Steerer:
             prompt: One prompt, or a list of P; None where the pipeline takes embeddings, class
                 labels or an image.
             select: "all" returns the particles of each prompt, best first, "best" the best of each,
-                "sample" draws among them by their final weights (particles may occur twice).
+                "sample" draws among them by their final weights (particles may occur twice). The
+                best is the best one for the target: of a negative λ_r that of the lowest reward.
             kwargs: The pipeline's own keyword arguments (`num_inference_steps`, `generator`,
                 `output_type`, `height`, `callback_on_step_end` …). `num_images_per_prompt` is how
                 many are returned of each prompt, of the K. A list of generators has one per prompt,
@@ -121,10 +142,17 @@ class Steerer:
             ValueError: if `output_type` or `select` is unknown, more images are wanted than there
                 are particles, the pipeline cannot be steered, there are as many images as
                 particles, or the reward does not return one finite score per particle.
+            TypeError: for an argument that belongs to the constructor.
             RuntimeError: if a steered call of the same pipeline is under way.
 
+        A reward that reads a model, and has a method `load`, reads it before the pipeline runs.
         After any exception the pipeline is as it was before.
         """
+        self._check()
+        options = {*inspect.signature(type(self).__init__).parameters, *self._options()}
+        check_not_options(kwargs, options, self)
+        check_prompt(prompt)
+        check_generator(kwargs.get("generator"))
         as_tuple = not kwargs.pop("return_dict", True)
         wanted = self._wanted(select, kwargs)
         given = kwargs if prompt is None else {"prompt": prompt, **kwargs}
@@ -150,9 +178,12 @@ class Steerer:
         )
         shape = (len(run.prompts) // self.num_particles, self.num_particles)
         population = Population(self.strategy, scorer, shape, self.previews, run.show)
+        load_reward(self.reward)
         with ledger.timing("total"):
             # as floats, so that the reward sees no rounding
-            drawn = run(scheduler, population, "latent" if wanted.output_type == "latent" else "np")
+            output_type = "latent" if wanted.output_type == "latent" else "np"
+            own: Any = self.decode if callable(self.decode) else None
+            drawn = run(scheduler, population, output_type, own)
             result = self._result(drawn, population, wanted, written)
         return (result.images, result) if as_tuple else result  # type: ignore[return-value]
 
@@ -165,13 +196,13 @@ class Steerer:
             )
         if select not in get_args(Select):
             raise ValueError(f"select: expected one of {get_args(Select)}, got {select!r}")
-        counts = [kwargs.pop(name, None) for name in COUNTS]
+        counts: list[Any] = [kwargs.pop(name, None) for name in COUNTS]
         default = 1 if select == "best" else self.num_particles
-        number = next((count for count in counts if count is not None), default)
-        if not 1 <= number <= self.num_particles:
+        number: Any = next((count for count in counts if count is not None), default)
+        if not is_whole(number) or not 1 <= number <= self.num_particles:
             raise ValueError(
                 f"num_images_per_prompt: expected 1 to num_particles={self.num_particles}, got "
-                f"{number}"
+                f"{number!r}"
             )
         return _Wanted(output_type, select, number)
 
@@ -202,13 +233,11 @@ class Steerer:
         scorer = population.scorer
         samples = self._final_samples(drawn, scorer, wanted.output_type)
         rewards = scorer.score(samples)
-        outcome = population.finish(rewards)
-        order = population.order(
-            wanted.select, rewards, outcome.log_weights, wanted.num_images_per_prompt
-        )
+        outcome = population.finish(rewards, drawn.interrupted)
+        order = population.order(wanted.select, rewards, outcome, wanted.num_images_per_prompt)
         rows = population.rows(order)
         return SteeringResult(
-            images=rows_of_output(drawn.outputs[0], rows, wanted.output_type),
+            images=rows_of_output(drawn.samples, rows, wanted.output_type),
             others=rows_of_others(drawn.outputs, rewards.numel(), rows),
             rewards=rewards,
             log_weights=outcome.log_weights,
@@ -232,9 +261,9 @@ class Steerer:
                 )
             return scorer.decoded(drawn.latents)
         if output_type == "latent":
-            return scorer.decoded(drawn.outputs[0])
+            return scorer.decoded(drawn.samples)
         device = "cpu" if drawn.latents is None else drawn.latents.device
-        return channels_first(drawn.outputs[0]).to(device)
+        return channels_first(drawn.samples).to(device)
 
 
 def _history(scorings: Sequence[Scoring], rewards: torch.Tensor) -> dict[str, Any]:
@@ -247,7 +276,7 @@ def _history(scorings: Sequence[Scoring], rewards: torch.Tensor) -> dict[str, An
         "scored": torch.stack([one.rewards for one in scorings]) if scorings else none,
         "ancestors": _stacked([one.ancestors for one in decisions], none.long()),
         "resampled": _stacked([one.resampled for one in decisions], none[..., 0].bool()),
-        "ess": _stacked([one.ess for one in decisions], none[..., 0]),
+        "ess": _stacked([one.ess.double() for one in decisions], none[..., 0]),
         "previews": torch.stack(previews) if previews else None,
     }
 

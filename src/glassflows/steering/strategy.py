@@ -8,12 +8,16 @@ made of pure functions of a state of its own: `init → step → … → finish`
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol, TypeVar
+from dataclasses import fields
+from numbers import Integral
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..scheduler.hooks import Boundary
+
+_METHODS = ("due", "init", "step", "finish")
 
 S = TypeVar("S")
 Generators = list[torch.Generator]
@@ -26,19 +30,23 @@ class Decision(NamedTuple):
         ancestors: The slot in its own group that each slot goes on from, shape (P, K), int64.
         resampled: Whether a group's particles were moved, shape (P,), bool.
         ess: Effective sample size of each group before that, shape (P,), float64.
+        worth: Rewards as the strategy counts them, higher for better, shape (P, K); None for the
+            rewards themselves. The progress bar shows the best.
     """
 
     ancestors: Tensor
     resampled: Tensor
     ess: Tensor
+    worth: Tensor | None = None
 
     @classmethod
     def keep(cls, rewards: Tensor) -> Decision:
         """Return the decision by which every particle goes on."""
         groups, particles = rewards.shape
-        ancestors = torch.arange(particles).expand(groups, particles).clone()
-        ess = torch.full((groups,), float(particles), dtype=torch.float64)
-        return cls(ancestors, torch.zeros(groups, dtype=torch.bool), ess)
+        device = rewards.device
+        ancestors = torch.arange(particles, device=device).expand(groups, particles).clone()
+        ess = torch.full((groups,), float(particles), dtype=torch.float64, device=device)
+        return cls(ancestors, torch.zeros(groups, dtype=torch.bool, device=device), ess, rewards)
 
 
 class Outcome(NamedTuple):
@@ -60,9 +68,9 @@ class Outcome(NamedTuple):
 
         The weights are uniform, evidence and scale NaN.
         """
-        groups, particles = rewards.shape
-        uniform = torch.full((groups, particles), -math.log(particles), dtype=torch.float64)
-        unknown = torch.full((groups,), math.nan, dtype=torch.float64)
+        particles = rewards.shape[1]
+        uniform = torch.full_like(rewards, -math.log(particles), dtype=torch.float64)
+        unknown = torch.full_like(uniform[:, 0], math.nan)
         return cls(uniform, unknown, unknown.clone())
 
 
@@ -70,7 +78,8 @@ class Strategy(Protocol[S]):
     """Decides at boundaries which particles go on, and at the end what they are worth.
 
     A strategy with an attribute `reward_scale` that is None, if it is a dataclass, is given that of
-    the reward, or 1.
+    the reward, or 1. A strategy with an attribute `moves` that is true means to move particles: a
+    run in which it scored none warns.
     """
 
     def due(self, at: Boundary) -> bool:
@@ -93,7 +102,9 @@ class Strategy(Protocol[S]):
         Args:
             state: The state so far.
             rewards: Rewards of the denoised predictions, shape (P, K), float64, finite.
-            at: The boundary.
+            at: The boundary. Where `at.stochastic` is false nothing random follows, and what is
+                copied there stays a copy: FeynmanKac then weighs and moves nothing, and BeamSearch
+                is not due.
             generators: A CPU generator for each group.
         """
         ...
@@ -107,3 +118,57 @@ class Strategy(Protocol[S]):
             total: Number of transitions of the run; 0 where it was stopped before the first.
         """
         ...
+
+
+def worth(rewards: Tensor, reward_scale: Tensor) -> Tensor:
+    """Return rewards as the target p(z) exp(λ_r r(z)) counts them, higher for better.
+
+    They are negated where λ_r is negative. A strategy of no known λ_r, NaN, follows the rewards.
+
+    Args:
+        rewards: Shape (…, P, K).
+        reward_scale: λ_r of each group, shape (P,).
+    """
+    return torch.where(reward_scale[:, None] < 0, -rewards, rewards)
+
+
+def check_strategy(strategy: Any) -> None:
+    """Raise ValueError unless an object has the methods of a strategy."""
+    if isinstance(strategy, type):
+        name = strategy.__name__
+        raise ValueError(f"strategy: expected an object, got the class {name}: write {name}()")
+    missing = [name for name in _METHODS if not callable(getattr(strategy, name, None))]
+    if len(missing) == len(_METHODS):
+        raise ValueError(
+            f"strategy: expected a strategy such as FeynmanKac(), got {strategy!r}: pass "
+            "num_particles after it, or by name"
+        )
+    if missing:
+        raise ValueError(
+            f"strategy: expected the methods {', '.join(_METHODS)}, got {strategy!r} without "
+            f"{', '.join(missing)}: see Strategy"
+        )
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is an integer, of Python or numpy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raise ValueError unless an option is a whole number, and at least 1."""
+    if not is_whole(value):
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def described(strategy: Any) -> str:
+    """Return the look of a strategy that is a dataclass, with the options that are not as usual."""
+    options = [(field, getattr(strategy, field.name)) for field in fields(strategy)]
+    told = [
+        f"{field.name}={getattr(value, '__name__', None) or repr(value)}"
+        for field, value in options
+        if callable(value) or value != field.default
+    ]
+    return f"{type(strategy).__name__}({', '.join(told)})"

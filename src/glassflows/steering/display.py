@@ -1,0 +1,116 @@
+"""What a notebook shows of a result: small pictures, scores, and what the call cost.
+
+A film is the list of frames of a video, or of one image.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import features
+from PIL.Image import Image
+
+if TYPE_CHECKING:
+    from .result import SteeringResult
+
+_PIXELS = 8 * 256**2
+"""Of all pictures together: some 400 kB of noise, the worst case, and far less of images."""
+
+_FRAMES = 12
+
+
+class Film(list[Image]):
+    """The frames of a video; an image is a film of one frame."""
+
+    def png(self) -> bytes:
+        """Return the bytes of a PNG file; several frames make an animation, ten a second."""
+        buffer = io.BytesIO()
+        animated = {"save_all": True, "append_images": self[1:], "duration": 100}
+        self[0].save(buffer, "PNG", **(animated if len(self) > 1 else {}))
+        return buffer.getvalue()
+
+    def thumbnail(self, side: int) -> tuple[str, bytes]:
+        """Return a small picture that browsers show, as its type and bytes.
+
+        A video becomes an animation of a dozen frames at the most, or its middle frame where PIL
+        cannot write WebP.
+
+        Args:
+            side: Length of the longer side, pixels; what is smaller already is left as it is.
+        """
+        step = math.ceil(len(self) / _FRAMES)
+        animated = len(self) > 1 and features.check("webp")
+        frames = self[::step] if animated else [self[len(self) // 2]]
+        frames = [frame.convert("RGB") for frame in frames]
+        for frame in frames:
+            frame.thumbnail((side, side))
+        buffer = io.BytesIO()
+        if animated:
+            more: dict[str, Any] = {"append_images": frames[1:], "duration": 100 * step, "loop": 0}
+            frames[0].save(buffer, "WEBP", save_all=True, quality=70, **more)
+            return "webp", buffer.getvalue()
+        frames[0].save(buffer, "JPEG", quality=85)
+        return "jpeg", buffer.getvalue()
+
+
+def labels(scores: Sequence[float]) -> list[str]:
+    """Return scores as texts, with as many digits as tell apart what differs.
+
+    Three digits at least, and three of the range from the lowest to the highest.
+    """
+    size, spread = max(map(abs, scores)), max(scores) - min(scores)
+    digits = 3
+    if spread > 0:
+        digits += math.floor(math.log10(size)) - math.floor(math.log10(spread))
+    return [f"{score:.{min(digits, 17)}g}" for score in scores]
+
+
+def as_html(result: SteeringResult) -> str:
+    """Return the images or videos of a result with their rewards, and a line on the call."""
+    films, rewards = result.films(), labels(result.image_rewards.tolist())
+    line = html.escape(summary(result))
+    if films is None:
+        return f"<pre>rewards {', '.join(rewards)}\n{line}</pre>"
+    prompts = result.recipe["call"].get("prompt")
+    titles = [prompts] if isinstance(prompts, str) else prompts or []
+    each = result.order.shape[1]
+    animated = len(films[0]) > 1
+    number = len(films) * (min(len(films[0]), _FRAMES) / 3 if animated else 1)
+    side = min(256, max(48, math.isqrt(int(_PIXELS / number))))
+    cells = [f"<p>{line}</p>"]
+    for i, (film, reward) in enumerate(zip(films, rewards, strict=True)):
+        if i % each == 0 and titles:
+            cells.append(f"<p>{html.escape(str(titles[i // each]))}</p>")
+        kind, picture = film.thumbnail(side)
+        source = base64.b64encode(picture).decode()
+        cells.append(
+            f'<figure style="display:inline-block;margin:4px">'
+            f'<img src="data:image/{kind};base64,{source}" style="max-width:256px">'
+            f"<figcaption>{reward}</figcaption></figure>"
+        )
+    return "".join(cells)
+
+
+def summary(result: SteeringResult) -> str:
+    """Return in a line what a call drew, how its weights went and what it cost."""
+    prompts, particles = result.rewards.shape
+    best = labels([float(row[slot]) for row, slot in zip(result.rewards, result.best, strict=True)])
+    parts = [
+        f"{result.strategy}: {_counted(prompts, 'prompt')} × {_counted(particles, 'particle')}, "
+        f"best reward {', '.join(best[:4])}{' …' if len(best) > 4 else ''}"
+    ]
+    if len(result.ess):
+        sizes = " → ".join(f"{size:.1f}" for size in result.ess.mean(1).tolist())
+        parts.append(f"ESS {sizes} of {particles}")
+    if result.interrupted:
+        parts.append("interrupted")
+    return "; ".join([*parts, str(result.ledger)])
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
