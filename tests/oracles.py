@@ -219,3 +219,15 @@ def statistic_by_solve(
     gain = np.linalg.solve(covariance, loading)
     precision = float(gain @ loading)
     return (gain[0] * x_t + gain[1] * x_bar) / precision, precision
+
+
+def mixture(dimensions: int, components: int, std: float, seed: int) -> GaussianMixture:
+    """A mixture of random means: what the orders are measured on, and nothing the solver was tuned to."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(components, dimensions, generator=generator, dtype=torch.float64)
+    return GaussianMixture(means, torch.full((components,), 1 / components, dtype=torch.float64), std)
+
+
+def gaussian(x: Tensor, t: float, noise: float = 1.0) -> Tensor:
+    """E[z | x_t] of z ~ N(0, 1) and x_t = t z + noise (1 − t) ε."""
+    return t * x / (t**2 + noise**2 * (1 - t) ** 2)

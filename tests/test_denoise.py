@@ -35,8 +35,11 @@ def test_definitions(level):
         torch.testing.assert_close(denoised(target, x, level, prediction), z, rtol=0, atol=1e-12)
 
 
+EXPECTED = r"^prediction: expected one of \('velocity', 'epsilon', 'v_prediction', 'sample'\), got 'score'$"
+
+
 def test_unknown_prediction():
-    with pytest.raises(ValueError, match="prediction: expected one of .* got 'score'"):
+    with pytest.raises(ValueError, match=EXPECTED):
         denoised(torch.zeros(1), torch.zeros(1), LEVELS[0], "score")
-    with pytest.raises(ValueError, match="prediction: expected one of .* got 'score'"):
+    with pytest.raises(ValueError, match=EXPECTED):
         network_output(torch.zeros(1), torch.zeros(1), LEVELS[0], "score")

@@ -1,6 +1,4 @@
-"""Image-to-image, inpainting and callbacks: runs that start from an image, and latents that the host changes."""
-
-import math
+"""Latents that the host changes within a run: by callbacks, in place, and by inpainting at every step."""
 
 import numpy as np
 import pytest
@@ -8,155 +6,101 @@ import torch
 from diffusers import DDIMScheduler
 
 import tiny
-from glassflows import GLASSScheduler, sample_posterior
-from oracles import reference
+from chains import chain
+from glassflows import GLASSScheduler
 from zoo.survey import cases
 
-STEPS = 6
+# ---- edits -----------------------------------------------------------------------------------------------------------
 
 
-def run(pipe, seed=0, **kwargs):
-    call = tiny.FLUX_CALL if "Flux" in type(pipe).__name__ else tiny.SD_CALL
-    kwargs = {"num_inference_steps": STEPS, "generator": tiny.seeded(seed), "output_type": "np"} | call | kwargs
-    return pipe("a cat", **kwargs).images
+def test_untouched_latents_are_untouched():
+    plain, copied = chain(num_transitions=3), chain(lambda i, x: x.clone(), num_transitions=3)
+    assert all(torch.equal(a, b) for a, b in zip(plain, copied, strict=True))
 
 
-def picture():
-    return torch.rand(1, 3, 16, 24, generator=tiny.seeded(3))
+@pytest.mark.parametrize("i", [4, 8])
+def test_edits_at_a_boundary_replace_the_state(i):
+    """Calls 4 and 8 begin transitions: given other latents there, a run goes on from them, whatever it was before."""
+    given = torch.randn(5, 3, generator=tiny.seeded(7))
+
+    def edited(seed):
+        x = torch.randn(5, 3, generator=tiny.seeded(seed))
+        return chain(lambda j, x: given if j == i else x, x=x, num_transitions=3)[-1]
+
+    torch.testing.assert_close(edited(1), edited(2), rtol=0, atol=1e-5)
 
 
-def left_half():
-    mask = torch.zeros(1, 1, 16, 24)
-    mask[..., :12] = 1
-    return mask
+def test_edits_of_a_row_leave_the_others_their_history():
+    def edit(j, x):
+        return torch.cat([x[:2] + 0.3, x[2:]]) if j == 4 else x
+
+    plain, edited = chain(num_transitions=3)[-1], chain(edit, num_transitions=3)[-1]
+    assert torch.equal(plain[2:], edited[2:])
+    assert (plain[:2] - edited[:2]).abs().min() > 1e-4
 
 
-# ---- image to image --------------------------------------------------------------------------------------------------
+def test_edits_within_an_ode_replace_its_state():
+    """One transition is the ODE: edited at call i, it goes on as the ODE begun there."""
+    start = torch.randn(5, 3, generator=tiny.seeded(7))
+    pasts = [
+        chain(lambda i, x: start if i == 5 else x, num_transitions=1, x=torch.randn(5, 3, generator=tiny.seeded(seed)))
+        for seed in (1, 2)
+    ]
+    torch.testing.assert_close(pasts[0][-1], pasts[1][-1], rtol=0, atol=1e-5)
+    edited = chain(lambda i, x: start if i == 5 else x, num_transitions=1, solver_order=1)
+    torch.testing.assert_close(
+        edited[-1], chain(begin=5, x=start, num_transitions=1, solver_order=1)[-1], rtol=0, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("make", [tiny.flux_img2img, tiny.sd_img2img])
-def test_images_from_one_noised_image_part_ways_at_the_first_boundary(make):
-    """By the scheduler's own seed, with the same noised image; one transition knows no seed."""
-    pipe, native = make(), make()
-    call = {"image": picture(), "strength": 1.0, "num_inference_steps": 9}
-    expected = run(native, **call)
-
-    def drawn(seed, **options):
-        pipe.scheduler = GLASSScheduler.from_scheduler(native.scheduler, **options)
-        pipe.scheduler.set_generator(tiny.seeded(seed))
-        seen = []
-
-        def note(pipe, i, t, kwargs):
-            seen.append(kwargs["latents"].clone())
-            return {}
-
-        if make is tiny.sd_img2img:  # these hand their own generator to `step`
-            pipe.prepare_extra_step_kwargs = lambda generator, eta: {}
-        return run(pipe, callback_on_step_end=note, **call), seen
-
-    for seed in (1, 2):
-        np.testing.assert_allclose(drawn(seed, num_transitions=1, solver_order=1)[0], expected, atol=5e-6)
-    (image, seen), (other, others) = drawn(1, num_transitions=3), drawn(2, num_transitions=3)
-    assert [torch.equal(*pair) for pair in zip(seen, others, strict=True)] == [True] * 3 + [False] * 6
-    assert np.abs(image - other).max() > 1e-3
+def test_edits_within_a_transition_move_the_result():
+    plain, edited = (chain(edit, num_transitions=3) for edit in (lambda i, x: x, lambda i, x: x + 0.1 * (i == 10)))
+    assert (edited[-1] - plain[-1]).abs().min() > 1e-5
 
 
-def test_rows_of_one_noised_image_part_ways():
-    pipe = tiny.flux_img2img()
-    pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=3)
-    generators = [tiny.seeded(0), tiny.seeded(0)]
-    images = run(pipe, image=picture(), strength=0.9, num_images_per_prompt=2, generator=generators)
-    assert np.abs(images[0] - images[1]).max() > 1e-3
+def test_in_place_writes_do_not_reach_the_state():
+    scheduler = GLASSScheduler(num_transitions=2)
+    other = GLASSScheduler(num_transitions=2)
+    x, v = torch.randn(2, 5, 3, generator=tiny.seeded())
+    a, b = x.clone(), x.clone()
+    for one in (scheduler, other):
+        one.set_timesteps(4, sigmas=[1.0, 0.75, 0.5, 0.25])
+    for t in scheduler.timesteps:
+        a = scheduler.step(v, t, a).prev_sample
+        buffer = b  # as Kandinsky 5 does: latents[...] = step(...)
+        buffer[...] = other.step(v, t, buffer).prev_sample
+        b = buffer
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("correlation", ["ddpm", 0.3])
-@pytest.mark.parametrize("begin", [0, 3, 4])
-def test_posterior_is_sample_posterior(begin, correlation):
-    """One drawn transition from a noised sample is `sample_posterior`, with the same noise at the same calls."""
-    law, _ = reference()
-    scheduler = GLASSScheduler(num_transitions=1, first_transition="posterior", correlation=correlation)
-    scheduler.set_timesteps(12, sigmas=np.linspace(0.9, 0.9 / 12, 12))
-    scheduler.set_begin_index(begin)
-    scheduler.set_generator(tiny.seeded(1))
-    x = x_start = torch.randn(5, 3, generator=tiny.seeded())
-    noise = torch.randn(5, 3, generator=tiny.seeded(1))
-    for t in scheduler.timesteps[begin:]:
-        level = 1 - float(t) / 1000
-        x = scheduler.step(((x.double() - law(x.double(), level)) / (1 - level)).float(), t, x).prev_sample
-    start = 1 - float(scheduler.timesteps[begin]) / 1000
-    expected = sample_posterior(law, x_start.double(), start, num_steps=12 - begin, noise=noise.double())
-    torch.testing.assert_close(x.double(), expected, rtol=0, atol=2e-4)
+# ---- callbacks -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rho", ["ddpm", 0.9, -0.5, -0.9])
-@pytest.mark.parametrize("inner_grid", ["time", "condot"])
-def test_posterior_runs_cut_anywhere_draw_the_models_law(rho, inner_grid):
-    """z ~ N(0, 1): from x_t of its own law, at every call of 20, also where t* has passed the transition's end."""
-    for begin in range(20):
-        scheduler = GLASSScheduler(
-            num_transitions=4, correlation=rho, inner_grid=inner_grid, first_transition="posterior"
-        )
-        scheduler.set_timesteps(20, sigmas=np.linspace(1, 1 / 20, 20))
-        scheduler.set_begin_index(begin)
-        scheduler.set_generator(tiny.seeded(1))
-        s = float(scheduler.timesteps[begin]) / 1000
-        x = math.sqrt((1 - s) ** 2 + s**2) * torch.randn(4000, 1, generator=tiny.seeded())
-        for t in scheduler.timesteps[begin:]:
-            s = float(t) / 1000
-            x = scheduler.step((x - (1 - s) * x / ((1 - s) ** 2 + s**2)) / s, t, x).prev_sample
-        assert abs(float(x.mean())) < 0.08, begin
-        assert abs(float(x.std()) - 1) < 0.12, begin
+def test_callbacks_change_latents(toy):
+    """Set to zero after the last step they decode to what zero decodes to; changed on the way they change the image."""
+    toy.glass()
 
+    def zero(at):
+        def callback(pipe, i, t, kwargs):
+            return {"latents": torch.zeros_like(kwargs["latents"])} if i == at else {}
 
-def test_posterior_draws_have_the_posterior_law():
-    """z ~ N(0, 1): given x_t, z has mean t x_t / (t² + (1 − t)²) and variance (1 − t)² / (t² + (1 − t)²)."""
-    n, t = 20000, 0.4
-    scheduler = GLASSScheduler(num_transitions=1, first_transition="posterior")
-    scheduler.set_timesteps(60, sigmas=np.linspace(1 - t, (1 - t) / 60, 60))
-    scheduler.set_generator(tiny.seeded(1))
-    x = torch.full((n, 1), 0.8)
-    for time in scheduler.timesteps:
-        level = 1 - float(time) / 1000
-        z = level * x / (level**2 + (1 - level) ** 2)
-        x = scheduler.step((x - z) / (1 - level), time, x).prev_sample
-    norm = t**2 + (1 - t) ** 2
-    variance = (1 - t) ** 2 / norm
-    assert abs(float(x.mean()) - t * 0.8 / norm) < 4 * math.sqrt(variance / n) + 2e-3
-    assert abs(float(x.var()) - variance) < 4 * variance * math.sqrt(2 / n) + 2e-2 * variance
+        return callback
 
-
-def test_posterior_in_a_pipeline():
-    """One noised image, one transition, several images; the native scheduler draws one."""
-    pipe = tiny.flux_img2img()
-    pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=1, first_transition="posterior")
-    images = []
-    for seed in (1, 2, 1):
-        pipe.scheduler.set_generator(tiny.seeded(seed))
-        images.append(run(pipe, image=picture(), strength=0.8))
-    assert np.array_equal(images[0], images[2])
-    assert np.abs(images[0] - images[1]).max() > 1e-3
-    with pytest.raises(ValueError, match="first_transition: expected one of .*, got 'prior'"):
-        GLASSScheduler(first_transition="prior")
-
-
-def test_posterior_survives_saving(tmp_path):
-    GLASSScheduler(first_transition="posterior").save_pretrained(tmp_path)
-    assert GLASSScheduler.from_pretrained(tmp_path).config.first_transition == "posterior"
+    assert toy.run(callback_on_step_end=zero(5), output_type="latent").abs().max() == 0
+    plain, changed = toy.run(), toy.run(callback_on_step_end=zero(2))
+    assert np.abs(plain - changed).max() > 1e-3
+    assert np.array_equal(plain, toy.run())
 
 
 # ---- inpainting ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [tiny.flux_inpaint, tiny.sd_inpaint])
-@pytest.mark.parametrize("num_transitions", range(1, STEPS + 1))
-def test_inpainting_keeps_what_the_native_scheduler_keeps(make, num_transitions):
+@pytest.mark.parametrize("num_transitions", range(1, 7))
+def test_inpainting_keeps_what_the_native_scheduler_keeps(inpaint, num_transitions):
     """One transition is the native sampler; with more the painted half differs and the kept one does not."""
-    pipe = make()
-    call = {"image": picture(), "mask_image": left_half(), "strength": 1.0, "output_type": "latent"}
-    native = run(pipe, **call)
-    pipe.scheduler = GLASSScheduler.from_config(pipe.scheduler.config, num_transitions=num_transitions, solver_order=1)
-    ours = run(pipe, **call)
-    if make is tiny.flux_inpaint:  # packed 2 × 2
+    native = inpaint.run(output_type="latent")
+    ours = inpaint.glass(num_transitions, solver_order=1).run(output_type="latent")
+    if inpaint.make is tiny.flux_inpaint:  # packed 2 × 2
         native, ours = (latents.view(1, 4, 6, 16).permute(0, 3, 1, 2) for latents in (native, ours))
     half = ours.shape[-1] // 2
     torch.testing.assert_close(ours[..., half:], native[..., half:], rtol=0, atol=1e-5)
@@ -170,11 +114,12 @@ BLENDING = ["ChromaInpaintPipeline", "FluxControlNetInpaintPipeline", "QwenImage
             "StableDiffusion3InpaintPipeline", "StableDiffusionXLInpaintPipeline", "ZImageInpaintPipeline"]  # fmt: skip
 
 
+@tiny.DIFFUSERS_42
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLENDING)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_every_family_keeps_the_kept_half_of_its_latents(name):
     """Inside the loop, at every step: what the network is shown of the kept half is the native scheduler's."""
-    pytest.importorskip("diffusers", minversion="0.42")
     case = cases()[name]
     pipe = case.build()
     native = pipe.scheduler
@@ -194,24 +139,3 @@ def test_every_family_keeps_the_kept_half_of_its_latents(name):
         seen.append(torch.stack(latents))
     same = (seen[0] - seen[1]).abs().amax(0) < 1e-5  # at every step
     assert 0.2 < same.float().mean() < 0.8
-
-
-# ---- callbacks -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("make", [tiny.flux, tiny.sd])
-def test_callbacks_change_latents(make):
-    """Set to zero after the last step they decode to what zero decodes to; changed on the way they change the image."""
-    pipe = make()
-    pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=3)
-
-    def zero(at):
-        def callback(pipe, i, t, kwargs):
-            return {"latents": torch.zeros_like(kwargs["latents"])} if i == at else {}
-
-        return callback
-
-    assert run(pipe, callback_on_step_end=zero(STEPS - 1), output_type="latent").abs().max() == 0
-    plain, changed = run(pipe), run(pipe, callback_on_step_end=zero(2))
-    assert np.abs(plain - changed).max() > 1e-3
-    assert np.array_equal(plain, run(pipe))

@@ -12,7 +12,9 @@ from diffusers.utils.torch_utils import randn_tensor
 import tiny
 from glassflows import FeynmanKacSteerer, GLASSScheduler
 from glassflows.smc.weights import normalise
-from oracles import GaussianMixture
+from oracles import GaussianMixture, gaussian
+
+pytestmark = pytest.mark.slow
 
 
 class Exact(DiffusionPipeline):
@@ -33,11 +35,6 @@ class Exact(DiffusionPipeline):
             velocity = (x.double() - self.denoiser(x.double(), 1 - s)) / s
             x = self.scheduler.step(velocity.float(), t, x, return_dict=False)[0]
         return (x.numpy() if output_type == "np" else x,)
-
-
-def gaussian(x, t):
-    """z ~ N(0, 1)."""
-    return t * x / (t**2 + (1 - t) ** 2)
 
 
 def first(z, prompts):

@@ -8,52 +8,44 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler
 
 import tiny
-from glassflows import FeynmanKacSteerer, GLASSScheduler
+from glassflows import GLASSScheduler
 from glassflows.scheduler import TransitionHook
 
-CALL = tiny.FLUX_CALL | {"num_inference_steps": 6, "output_type": "np"}
 
-
-def run(pipe, **kwargs):
-    return pipe("a cat", generator=tiny.seeded(), **(CALL | kwargs)).images
-
-
-def glass(num_transitions=3):
-    pipe = tiny.flux()
-    pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=num_transitions)
-    return pipe
+def glass():
+    return tiny.Toy(tiny.flux).glass()
 
 
 def test_denoised_predictions_of_every_call():
     """They are E[z | x_t] of the latents that a callback sees: for a flow x_t − σ v."""
-    pipe, told, inputs, outputs = glass(), [], [], []
-    pipe.scheduler.on_denoised = lambda call, z: told.append((call, z))
+    toy, told, inputs, outputs = glass(), [], [], []
+    toy.pipe.scheduler.on_denoised = lambda call, z: told.append((call, z))
 
     def noting(network, args, kwargs, output):
         inputs.append(kwargs["hidden_states"].clone())
         outputs.append(output[0].clone())
 
-    pipe.transformer.register_forward_hook(noting, with_kwargs=True)
-    plain = run(glass())
-    assert np.array_equal(run(pipe), plain)
+    toy.network.register_forward_hook(noting, with_kwargs=True)
+    plain = glass().run()
+    assert np.array_equal(toy.run(), plain)
     assert [call.index for call, _ in told] == [*range(6)]
     assert {call.total for call, _ in told} == {6}
     assert [call.boundary and call.boundary.index for call, _ in told] == [0, None, 1, None, 2, None]
-    sigmas = pipe.scheduler.sigmas.tolist()
+    sigmas = toy.pipe.scheduler.sigmas.tolist()
     for (call, z), x, v, sigma in zip(told, inputs, outputs, sigmas, strict=False):
         assert call.level.sigma == pytest.approx(sigma, abs=1e-6)
         torch.testing.assert_close(z, x - sigma * v, rtol=0, atol=1e-5)
 
 
 def test_boundaries():
-    pipe, seen, latents = glass(), [], []
-    pipe.scheduler.on_boundary = lambda at, x_t, z: seen.append((at, x_t.clone(), z))
+    toy, seen, latents = glass(), [], []
+    toy.pipe.scheduler.on_boundary = lambda at, x_t, z: seen.append((at, x_t.clone(), z))
 
     def noting(pipe, i, t, tensors):
         latents.append(tensors["latents"].clone())
         return tensors
 
-    run(pipe, callback_on_step_end=noting)
+    toy.run(callback_on_step_end=noting)
     assert [(at.index, at.total) for at, _, _ in seen] == [(0, 3), (1, 3), (2, 3)]
     assert torch.equal(seen[1][1], latents[1])
     assert torch.equal(seen[2][1], latents[3])
@@ -62,10 +54,10 @@ def test_boundaries():
 
 def test_what_observers_get_is_theirs():
     """Writing into a prediction changes nothing; nor does what an observer returns."""
-    pipe = glass()
-    pipe.scheduler.on_denoised = lambda call, z: z.zero_()
-    pipe.scheduler.on_boundary = lambda at, x_t, z: z.zero_()
-    assert np.array_equal(run(pipe), run(glass()))
+    toy = glass()
+    toy.pipe.scheduler.on_denoised = lambda call, z: z.zero_()
+    toy.pipe.scheduler.on_boundary = lambda at, x_t, z: z.zero_()
+    assert np.array_equal(toy.run(), glass().run())
 
 
 def test_predictions_are_in_the_hosts_units():
@@ -81,14 +73,13 @@ def test_predictions_are_in_the_hosts_units():
 
 def test_observers_stay_with_a_scheduler_that_is_made_of_another():
     """Also under steering; a copy, as LTX-2 makes of its own for the sound, tells nobody."""
-    pipe, told = glass(), []
-    mine = pipe.scheduler.on_denoised = lambda call, z: told.append(z)
-    assert GLASSScheduler.from_scheduler(pipe.scheduler).on_denoised is mine
-    assert copy.deepcopy(pipe.scheduler).on_denoised is None
-    steerer = FeynmanKacSteerer(pipe, lambda images, _: images.mean((1, 2, 3)), 4, reward_scale=1e3)
-    steerer("a cat", generator=tiny.seeded(), **CALL)
+    toy, told = glass(), []
+    mine = toy.pipe.scheduler.on_denoised = lambda call, z: told.append(z)
+    assert GLASSScheduler.from_scheduler(toy.pipe.scheduler).on_denoised is mine
+    assert copy.deepcopy(toy.pipe.scheduler).on_denoised is None
+    toy.steer(num_transitions=None)
     assert [len(z) for z in told] == [4] * 6
-    assert pipe.scheduler.on_denoised is mine
+    assert toy.pipe.scheduler.on_denoised is mine
 
 
 def test_a_hook_that_raises_ends_the_run():
@@ -99,21 +90,21 @@ def test_a_hook_that_raises_ends_the_run():
         def at_boundary(self, at, x_t, z):
             raise Mine
 
-    pipe = glass()
-    pipe.scheduler.hook = Hook()
+    toy = glass()
+    toy.pipe.scheduler.hook = Hook()
     with pytest.raises(Mine):
-        run(pipe)
-    pipe.scheduler.hook = None
-    assert np.array_equal(run(pipe), run(glass()))
+        toy.run()
+    toy.pipe.scheduler.hook = None
+    assert np.array_equal(toy.run(), glass().run())
 
 
 def test_a_hook_cannot_run_its_own_scheduler():
-    pipe = glass()
-    pipe.scheduler.on_boundary = lambda at, x_t, z: run(pipe)
+    toy = glass()
+    toy.pipe.scheduler.on_boundary = lambda at, x_t, z: toy.run()
     with pytest.raises(RuntimeError, match="called from a hook of the run under way"):
-        run(pipe)
-    pipe.scheduler.on_boundary = None
-    assert np.array_equal(run(pipe), run(glass()))
+        toy.run()
+    toy.pipe.scheduler.on_boundary = None
+    assert np.array_equal(toy.run(), glass().run())
 
 
 def test_hooks_hear_of_every_call():
@@ -128,8 +119,8 @@ def test_hooks_hear_of_every_call():
         latents.append(tensors["latents"].clone())
         return tensors
 
-    pipe = glass()
-    pipe.scheduler.hook = Hook()
-    run(pipe, callback_on_step_end=noting)
+    toy = glass()
+    toy.pipe.scheduler.hook = Hook()
+    toy.run(callback_on_step_end=noting)
     assert [index for index, _ in heard] == [*range(6)]
     assert all(torch.equal(x, y) for (_, x), y in zip(heard, latents, strict=True))

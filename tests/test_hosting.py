@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import tiny
-from glassflows import FeynmanKacSteerer, GLASSScheduler
+from glassflows import GLASSScheduler
 from zoo import image
 from zoo import stable_diffusion_xl as xl
 
@@ -38,38 +38,15 @@ def sdxl():
     return pipe
 
 
-def call(pipe, **kwargs):
-    size = tiny.FLUX_CALL if "Flux" in type(pipe).__name__ else tiny.SD_CALL
-    return size | {"num_inference_steps": 6, "generator": tiny.seeded(), "output_type": "np"} | kwargs
-
-
-def run(pipe, **kwargs):
-    return pipe("a cat", **call(pipe, **kwargs)).images
-
-
-def steer(pipe):
+def steered(toy):
     """Return the images of a steered call, which decodes between the network's calls."""
-    steerer = FeynmanKacSteerer(pipe, lambda images, _: 1000 * images.mean((1, 2, 3)), 4, ess_threshold=1)
-    return steerer("a cat", **call(pipe)).images
+    return toy.steer(num_transitions=None, ess_threshold=1).images
 
 
-def glass(pipe, num_transitions=3, **options):
-    pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=num_transitions, **options)
-    return pipe
-
-
-def name_of_network(pipe):
-    return "transformer" if "transformer" in pipe.components else "unet"
-
-
-def network(pipe):
-    return getattr(pipe, name_of_network(pipe))
-
-
-def native(pipe, **kwargs):
+def native(toy, **kwargs):
     """Return the images of a pipeline, having seen that GLASS with one transition of order 1 draws the same."""
-    images = run(pipe, **kwargs)
-    np.testing.assert_allclose(run(glass(pipe, 1, solver_order=1), **kwargs), images, atol=2e-6)
+    images = toy.run(**kwargs)
+    np.testing.assert_allclose(toy.glass(1, solver_order=1).run(**kwargs), images, atol=2e-6)
     return images
 
 
@@ -111,88 +88,84 @@ def offload_to_disk(pipe, folder):
 
 
 @pytest.mark.parametrize("offload", [offload_models, offload_layers, offload_groups, offload_to_disk])
-@pytest.mark.parametrize("make", PIPELINES)
-def test_offloading(make, offload, tmp_path):
+def test_offloading(toy, offload, tmp_path):
     """With the CPU as the accelerator: the images of a pipeline in memory, again and steered too.
 
     But for rounding: weights read from a file may lie otherwise in memory, and sums with them.
     """
-    plain = glass(make())
-    expected, steered = run(plain), steer(plain)
-    pipe = glass(make())
-    offload(pipe, tmp_path)
-    np.testing.assert_allclose(run(pipe), expected, atol=2e-6)
-    np.testing.assert_allclose(steer(pipe), steered, atol=2e-6)
-    np.testing.assert_allclose(run(pipe), expected, atol=2e-6)
+    plain = tiny.Toy(toy.make).glass()
+    expected, by_reward = plain.run(), steered(plain)
+    offload(toy.glass().pipe, tmp_path)
+    np.testing.assert_allclose(toy.run(), expected, atol=2e-6)
+    np.testing.assert_allclose(steered(toy), by_reward, atol=2e-6)
+    np.testing.assert_allclose(toy.run(), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "balanced"])
-@pytest.mark.parametrize("make", PIPELINES)
-def test_device_map(make, device_map, tmp_path):
-    pipe = glass(make())
-    pipe.save_pretrained(tmp_path)
-    loaded = DiffusionPipeline.from_pretrained(tmp_path, device_map=device_map)
-    loaded.set_progress_bar_config(disable=True)
-    assert type(loaded.scheduler) is GLASSScheduler
-    np.testing.assert_allclose(run(loaded), run(pipe), atol=2e-6)
+def test_device_map(toy, device_map, tmp_path):
+    expected = toy.glass().run()
+    toy.pipe.save_pretrained(tmp_path)
+    toy.pipe = DiffusionPipeline.from_pretrained(tmp_path, device_map=device_map)
+    toy.pipe.set_progress_bar_config(disable=True)
+    assert type(toy.pipe.scheduler) is GLASSScheduler
+    np.testing.assert_allclose(toy.run(), expected, atol=2e-6)
 
 
 # ---- other networks --------------------------------------------------------------------------------------------------
 
 
-def to_float8(pipe):
-    network(pipe).enable_layerwise_casting(torch.float8_e4m3fn, compute_dtype=torch.float32)
+def to_float8(toy):
+    toy.network.enable_layerwise_casting(torch.float8_e4m3fn, compute_dtype=torch.float32)
 
 
-def to_int8(pipe):
+def to_int8(toy):
     """Quantise the linear layers, their inputs on the fly, by the one quantiser that torch itself brings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch refers to torchao for it
-        quantised = torch.ao.quantization.quantize_dynamic(network(pipe), {torch.nn.Linear})
-    setattr(pipe, name_of_network(pipe), quantised)
+        quantised = torch.ao.quantization.quantize_dynamic(toy.network, {torch.nn.Linear})
+    setattr(toy.pipe, toy.name_of_network, quantised)
     assert any(isinstance(part, torch.ao.nn.quantized.dynamic.Linear) for part in quantised.modules())
 
 
 @pytest.mark.parametrize("quantise", [to_float8, to_int8])
-@pytest.mark.parametrize("make", PIPELINES)
-def test_quantised(make, quantise):
-    pipe = make()
-    plain = run(pipe)
-    quantise(pipe)
-    assert_differ(native(pipe), plain)
+def test_quantised(toy, quantise):
+    plain = toy.run()
+    quantise(toy)
+    assert_differ(native(toy), plain)
 
 
-def lora(pipe):
+def lora(toy):
     """Return the state dict of a LoRA file for a pipeline."""
-    name = name_of_network(pipe)
     torch.manual_seed(3)
     config = LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=["to_q", "to_v", "to_out.0"])
-    network(pipe).add_adapter(config)
-    return {f"{name}.{key}": value for key, value in get_peft_model_state_dict(network(pipe)).items()}
+    toy.network.add_adapter(config)
+    weights = get_peft_model_state_dict(toy.network)
+    return {f"{toy.name_of_network}.{key}": value for key, value in weights.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", PIPELINES)
 def test_lora(make):
     """As loaded, scaled in the call, scaled by `set_adapters`, fused; unloaded, it is the pipeline without it again."""
     scaled = {"joint_attention_kwargs" if make is tiny.flux else "cross_attention_kwargs": {"scale": 0.5}}
-    weights, plain = lora(make()), run(make())
+    weights, plain = lora(tiny.Toy(make)), tiny.Toy(make).run()
 
     def loaded():
-        pipe = make()
-        pipe.load_lora_weights(dict(weights), adapter_name="toy")
-        return pipe
+        toy = tiny.Toy(make)
+        toy.pipe.load_lora_weights(dict(weights), adapter_name="toy")
+        return toy
 
     half = native(loaded(), **scaled)
     assert_differ(plain, half, native(loaded()))
-    pipe = loaded()
-    pipe.set_adapters(["toy"], [0.5])
-    np.testing.assert_allclose(native(pipe), half, atol=2e-6)
-    pipe = loaded()
-    pipe.fuse_lora(lora_scale=0.5)
-    np.testing.assert_allclose(native(pipe), half, atol=2e-6)
-    pipe.unfuse_lora()
-    pipe.unload_lora_weights()
-    np.testing.assert_allclose(native(pipe), plain, atol=1e-5)
+    toy = loaded()
+    toy.pipe.set_adapters(["toy"], [0.5])
+    np.testing.assert_allclose(native(toy), half, atol=2e-6)
+    toy = loaded()
+    toy.pipe.fuse_lora(lora_scale=0.5)
+    np.testing.assert_allclose(native(toy), half, atol=2e-6)
+    toy.pipe.unfuse_lora()
+    toy.pipe.unload_lora_weights()
+    np.testing.assert_allclose(native(toy), plain, atol=1e-5)
 
 
 def add_ip_adapter(pipe, scale):
@@ -211,18 +184,20 @@ def add_ip_adapter(pipe, scale):
 
 def test_ip_adapter():
     embedded = {"ip_adapter_image_embeds": [torch.randn(2, 1, 1, 16, generator=tiny.seeded(6))]}
-    images = [run(tiny.sd())]
+    images = [tiny.Toy(tiny.sd).run()]
     for scale in (0.5, 1.0):
-        pipe = tiny.sd()
-        add_ip_adapter(pipe, scale)
-        images.append(native(pipe, **embedded))
+        toy = tiny.Toy(tiny.sd)
+        add_ip_adapter(toy.pipe, scale)
+        images.append(native(toy, **embedded))
     assert_differ(*images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", PIPELINES)
 def test_compiled(make):
     """GLASS hands a compiled network nothing that it has to be compiled for again: as often as with the native."""
-    expected = {1: run(make(), num_inference_steps=10), 5: run(glass(make(), 5), num_inference_steps=10)}
+    call = {"num_inference_steps": 10}
+    expected = {1: tiny.Toy(make).run(**call), 5: tiny.Toy(make).glass(5).run(**call)}
     compilations = {}
     for num_transitions in expected:
         torch._dynamo.reset()
@@ -232,13 +207,12 @@ def test_compiled(make):
             graphs.append(graph)
             return graph.forward
 
-        pipe = make()
-        setattr(pipe, name_of_network(pipe), torch.compile(network(pipe), backend=backend))
+        toy = tiny.Toy(make)
+        setattr(toy.pipe, toy.name_of_network, torch.compile(toy.network, backend=backend))
         if num_transitions > 1:
-            glass(pipe, num_transitions)
+            toy.glass(num_transitions)
         for _ in range(2):
-            images = run(pipe, num_inference_steps=10)
-            np.testing.assert_allclose(images, expected[num_transitions], atol=1e-5)
+            np.testing.assert_allclose(toy.run(**call), expected[num_transitions], atol=1e-5)
         compilations[num_transitions] = len(graphs)
     torch._dynamo.reset()
     assert compilations[1] == compilations[5] > 0
@@ -267,59 +241,56 @@ FEATURES = {
 @pytest.mark.parametrize("name", FEATURES)
 def test_features(name):
     make, switch_on, arguments = FEATURES[name]
-    pipe = make()
-    plain = run(pipe)
+    toy = tiny.Toy(make, tiny.CALLS[tiny.flux if make is tiny.flux else tiny.sd])
+    plain = toy.run()
     if switch_on:
-        switch_on(pipe)
-    assert_differ(native(pipe, **arguments), plain)
+        switch_on(toy.pipe)
+    assert_differ(native(toy, **arguments), plain)
 
 
-@pytest.mark.parametrize("make", PIPELINES)
-def test_vae_slicing(make):
+def test_vae_slicing(toy):
     """The same images, decoded one by one."""
-    pipe, batches = make(), []
-    pipe.vae.decoder.register_forward_hook(lambda _, latents, images: batches.append(len(images)))
-    plain = run(pipe, num_images_per_prompt=3)
-    pipe.vae.enable_slicing()
-    np.testing.assert_allclose(native(pipe, num_images_per_prompt=3), plain, atol=1e-5)
+    batches = []
+    toy.pipe.vae.decoder.register_forward_hook(lambda _, latents, images: batches.append(len(images)))
+    plain = toy.run(num_images_per_prompt=3)
+    toy.pipe.vae.enable_slicing()
+    np.testing.assert_allclose(native(toy, num_images_per_prompt=3), plain, atol=1e-5)
     assert batches == [3] + 6 * [1]
 
 
-def slice_attention(pipe):
-    pipe.enable_attention_slicing(1)
-    assert {type(used).__name__ for used in pipe.unet.attn_processors.values()} == {"SlicedAttnProcessor"}
+def slice_attention(toy):
+    toy.pipe.enable_attention_slicing(1)
+    assert {type(used).__name__ for used in toy.network.attn_processors.values()} == {"SlicedAttnProcessor"}
 
 
-def fuse(pipe):
-    (pipe.transformer if "transformer" in pipe.components else pipe).fuse_qkv_projections()  # Flux: the network's only
-    assert any(getattr(part, "fused_projections", False) for part in network(pipe).modules())
+def fuse(toy):
+    (toy.network if toy.make is tiny.flux else toy.pipe).fuse_qkv_projections()  # Flux: the network's only
+    assert any(getattr(part, "fused_projections", False) for part in toy.network.modules())
 
 
 @pytest.mark.parametrize(("make", "switch_on"), [(tiny.sd, slice_attention), (tiny.sd, fuse), (tiny.flux, fuse)])
 def test_attention(make, switch_on):
     """The same images, by another way of computing them."""
-    pipe = make()
-    plain = run(pipe)
-    switch_on(pipe)
-    np.testing.assert_allclose(native(pipe), plain, atol=1e-5)
+    toy = tiny.Toy(make)
+    plain = toy.run()
+    switch_on(toy)
+    np.testing.assert_allclose(native(toy), plain, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", PIPELINES)
-def test_interrupted(make):
+def test_interrupted(toy):
     """A callback's `pipe._interrupt` stops the network's calls; the next run is a whole one."""
-    plain = []
-    expected = run(glass(make()), callback_on_step_end=lambda *args: plain.append(args[3]["latents"].clone()) or {})
-    pipe, calls = glass(make()), []
-    network(pipe).register_forward_hook(lambda *_: calls.append(1))
+    plain, calls = [], []
+    expected = toy.glass().run(callback_on_step_end=lambda *args: plain.append(args[3]["latents"].clone()) or {})
+    toy.network.register_forward_hook(lambda *_: calls.append(1))
 
     def interrupt(pipe, i, t, tensors):
         pipe._interrupt = i == 2
         return tensors
 
-    stopped = run(pipe, callback_on_step_end=interrupt, output_type="latent")
+    stopped = toy.run(callback_on_step_end=interrupt, output_type="latent")
     assert len(calls) == 3
     assert torch.equal(stopped, plain[2])
-    assert np.array_equal(run(pipe), expected)
+    assert np.array_equal(toy.run(), expected)
     assert len(calls) == 3 + 6
 
 
@@ -327,17 +298,16 @@ def test_interrupted(make):
 
 
 @pytest.mark.parametrize("from_pipe", [FluxImg2ImgPipeline.from_pipe, AutoPipelineForImage2Image.from_pipe])
-def test_shared_scheduler(from_pipe):
+def test_shared_scheduler(flux, from_pipe):
     """Two pipelines around one scheduler object, used in turn, draw what pipelines of their own draw."""
-    text, alone = glass(tiny.flux()), glass(tiny.flux_img2img())
-    expected = run(text), run(alone, **IMAGE)
-    other = from_pipe(text)
-    other.set_progress_bar_config(disable=True)
-    assert type(other) is FluxImg2ImgPipeline
-    assert other.scheduler is text.scheduler
+    expected = flux.glass().run(), tiny.Toy(tiny.flux_img2img).glass().run()
+    other = tiny.Toy(lambda: from_pipe(flux.pipe), tiny.CALLS[tiny.flux_img2img])
+    other.pipe.set_progress_bar_config(disable=True)
+    assert type(other.pipe) is FluxImg2ImgPipeline
+    assert other.pipe.scheduler is flux.pipe.scheduler
     for _ in range(2):
-        assert np.array_equal(run(text), expected[0])
-        assert np.array_equal(run(other, **IMAGE), expected[1])
+        assert np.array_equal(flux.run(), expected[0])
+        assert np.array_equal(other.run(), expected[1])
 
 
 def modular_flux():

@@ -24,6 +24,7 @@ IN_PLACE_OF = {  # what stands in the README: what runs here
 }
 
 
+@pytest.mark.slow
 @tiny.TRANSFORMERS_5
 @pytest.mark.parametrize("path", ["README.md", "docs/hooks.md", "docs/rewards.md", "docs/steering.md", "examples/scenes/README.md"])
 def test_blocks_run(path, monkeypatch, tmp_path):

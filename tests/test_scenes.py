@@ -51,6 +51,7 @@ def test_prompts_say_their_scene():
             assert parse(scene.prompt) == scene
 
 
+@pytest.mark.slow
 def test_verifier_reads_real_scenes():
     images, scenes = drawn(1000)
     assert verdicts(images, [scene.prompt for scene in scenes]).mean() >= 0.99
@@ -114,6 +115,7 @@ def test_loads_as_an_ordinary_pipeline(monkeypatch):
     assert type(pipe) is FluxPipeline
 
 
+@pytest.mark.slow
 def test_autoencoder_keeps_what_the_judge_reads():
     vae = AutoencoderKL.from_pretrained(PIPELINE / "vae")
     images, scenes = drawn(300, seed=2)
@@ -138,6 +140,7 @@ def test_one_transition_is_the_native_sampler(pipe):
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @tiny.TRANSFORMERS_5
 def test_steering_beats_plain_sampling(pipe, reward):
     """16 held-out prompts, one seed: the whole population scores higher, and more pictures are right."""
@@ -154,6 +157,7 @@ def test_steering_beats_plain_sampling(pipe, reward):
     assert verdicts(steered.images, prompts).sum() > verdicts(single.images, prompts).sum()
 
 
+@pytest.mark.slow
 @tiny.TRANSFORMERS_5
 def test_plain_samples_leave_room_to_steer(pipe, reward):
     """The README's 52 ± 6 % of 64 held-out prompts right, in one image each."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import string
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 import transformers
@@ -34,9 +38,13 @@ from transformers import (
 )  # fmt: skip
 
 import checkpoints
+from glassflows import FeynmanKacSteerer, GLASSScheduler
 
 TRANSFORMERS_5 = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5"), reason="the scenes' tokenizers are files of transformers 5"
+)
+DIFFUSERS_42 = pytest.mark.skipif(
+    Version(diffusers.__version__) < Version("0.42"), reason="older ones build other pipelines"
 )
 FLUX_CALL = {"height": 16, "width": 24, "max_sequence_length": 8}
 SD_CALL = {"height": 16, "width": 24}
@@ -130,3 +138,110 @@ def sd_img2img():
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def picture() -> torch.Tensor:
+    return torch.rand(1, 3, 16, 24, generator=seeded(3))
+
+
+def left_half() -> torch.Tensor:
+    """A mask that asks for the left half to be painted."""
+    mask = torch.zeros(1, 1, 16, 24)
+    mask[..., :12] = 1
+    return mask
+
+
+# ---- a pipeline and its call -----------------------------------------------------------------------------------------
+
+
+def brightness(images, prompts):
+    """How bright an image is; spread enough for a toy model's images to differ."""
+    assert images.dtype == torch.float32
+    assert images.shape[1:] == (3, 16, 24)
+    assert len(images) == len(prompts)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    return 1000 * images.mean((1, 2, 3))
+
+
+def predictions(monkeypatch):
+    """Note (scheduler, rows of ẑ) at every step of every scheduler."""
+    seen, step = [], GLASSScheduler.step
+
+    @functools.wraps(step)
+    def noting(self, *args, **kwargs):
+        out = step(self, *args, **kwargs)
+        seen.append((self, (out[1] if isinstance(out, tuple) else out.pred_original_sample).clone()))
+        return out
+
+    monkeypatch.setattr(GLASSScheduler, "step", noting)
+    return seen
+
+
+IMAGE = {"image": picture(), "strength": 0.7}
+INPAINT = {"image": picture(), "mask_image": left_half(), "strength": 1.0}
+PROMPT = {"prompt": "a cat"}
+CALLS = {
+    flux: PROMPT | FLUX_CALL, flux_img2img: PROMPT | FLUX_CALL | IMAGE, flux_inpaint: PROMPT | FLUX_CALL | INPAINT,
+    sd: PROMPT | SD_CALL, sd_img2img: PROMPT | SD_CALL | IMAGE, sd_inpaint: PROMPT | SD_CALL | INPAINT,
+}  # fmt: skip
+SECOND_TAKES_ALL = {  # options of a steerer by which the first of two particles goes nowhere
+    "reward": lambda samples, prompts: torch.tensor([0.0, 1.0]), "num_particles": 2, "num_transitions": 2,
+    "reward_scale": 1e4, "ess_threshold": 1.0,
+}  # fmt: skip
+STEERER = {  # what is a steerer's own; every other keyword argument is one of the call
+    "reward", "num_particles", "num_transitions", "decode", "particle_batch_size", "decode_batch_size",
+    "reward_batch_size", "previews", "reward_scale", "potential", "resampling", "ess_threshold", "score_every", "start",
+    "stop",
+}  # fmt: skip
+
+
+class Toy:
+    """A real pipeline at toy size, run and steered by calls of which a test names what matters to it.
+
+    Args:
+        make: Makes the pipeline, the same weights each time.
+        call: Keyword arguments of every call; of a function of this module those in `CALLS`.
+    """
+
+    def __init__(self, make: Callable[[], Any], call: dict[str, Any] | None = None) -> None:
+        self.make = make
+        self.call = CALLS[make] if call is None else call
+        self.pipe = make()
+
+    @property
+    def network(self) -> torch.nn.Module:
+        return getattr(self.pipe, self.name_of_network)
+
+    @property
+    def name_of_network(self) -> str:
+        return "transformer" if "transformer" in self.pipe.components else "unet"
+
+    def glass(self, num_transitions: int = 3, **options) -> Toy:
+        """Put a GLASSScheduler in the place of the pipeline's own; return the toy."""
+        native = self.pipe.scheduler
+        self.pipe.scheduler = GLASSScheduler.from_scheduler(native, num_transitions=num_transitions, **options)
+        return self
+
+    def latents(self, number: int, seed: int = 0) -> torch.Tensor:
+        """Return initial latents."""
+        shape = (24, 16) if self.name_of_network == "transformer" else (4, 8, 12)
+        return torch.randn(number, *shape, generator=seeded(seed))
+
+    def arguments(self, prompt=None, *, seed: int = 0, **kwargs) -> dict[str, Any]:
+        """Return the keyword arguments of a call: six steps, a seeded generator, arrays, and what is named."""
+        defaults = {"num_inference_steps": 6, "generator": seeded(seed), "output_type": "np"}
+        return defaults | self.call | ({} if prompt is None else {"prompt": prompt}) | kwargs
+
+    def run(self, prompt=None, **kwargs):
+        """Return the images of a plain call."""
+        return self.pipe(**self.arguments(prompt, **kwargs)).images
+
+    def steerer(self, **options) -> FeynmanKacSteerer:
+        defaults = {"reward": brightness, "num_particles": 4, "num_transitions": 3}
+        return FeynmanKacSteerer(self.pipe, **(defaults | options))
+
+    def steer(self, prompt=None, **kwargs):
+        """Return the result of a steered call, of a steerer with those of the keyword arguments that are its own."""
+        options = {name: kwargs.pop(name) for name in STEERER & kwargs.keys()}
+        return self.steerer(**options)(**self.arguments(prompt, **kwargs))

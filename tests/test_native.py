@@ -10,7 +10,6 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
@@ -167,6 +166,7 @@ def test_where_ddim_steps_elsewhere_the_ode_is_its_formula_on_our_grid(name):
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscrete", "DDIM", "UniPCMultistep"])
 def test_order_two_converges_to_the_same_limit_faster(name):
     """One transition through a smooth network: the error at 20 calls, and that order 1 nears the same limit."""
@@ -185,22 +185,6 @@ def test_order_two_converges_to_the_same_limit_faster(name):
     first, second = (float((last(20, order) - last(500, 2)).square().mean().sqrt()) for order in (1, 2))
     assert float((last(500, 1) - last(500, 2)).square().mean().sqrt()) < first / 10  # the same limit
     assert second < first / 4, (first, second)
-
-
-def test_class_is_told_by_the_keys_alone():
-    """But for twins, which differ in how they step and not in what they tell of their grid."""
-    twins = {"DDIMParallelScheduler": "DDIMScheduler", "DDPMParallelScheduler": "DDPMScheduler",
-             "CogVideoXDPMScheduler": "CogVideoXDDIMScheduler"}  # fmt: skip
-    for name in supported.SUPPORTED:
-        config = getattr(diffusers, name)().config
-        assert "_class_name" not in config
-        if name != "FlowMatchHeunDiscreteScheduler":
-            assert configs.class_name(config) == twins.get(name, name)
-    distilled = getattr(diffusers, "FlowMapEulerDiscreteScheduler", None)  # of the keys of FlowMatchHeun
-    ambiguous = [FlowMatchHeunDiscreteScheduler().config, distilled().config] if distilled else []
-    for config in (*ambiguous, {}):
-        with pytest.raises(ValueError, match="use GLASSScheduler.from_scheduler"):
-            configs.class_name(config)
 
 
 def test_where_the_native_samplers_end():
@@ -244,5 +228,5 @@ def test_clipping_is_the_natives():
 
 
 def test_flow_sigmas_must_be_flow_times():
-    with pytest.raises(ValueError, match=r"expected flow times in \[0, 1\], got 80.*GLASSFlowMatchScheduler"):
+    with pytest.raises(ValueError, match=r"^sigmas: expected flow times in \[0, 1\], got 80: .* GLASSFlowMatchSch"):
         Native(FlowMatchEulerDiscreteScheduler()).grid(None, None, sigmas=[80.0, 1.0])
