@@ -19,9 +19,11 @@ ORDER = {  # within a storey each module may import those before it
     "flow": "noise denoise transition solver timetable state sample",
     "smc": "weights resampling potentials filter",
     "rewards": "images model open_clip clip aesthetic image_reward vlm compose adapters",
-    "scheduler": "hooks supported config coordinates native calls noise_source glass flow_match",
+    "scheduler": "hooks supported config coordinates native calls noise_source progress glass flow_match",
     "host": "ledger outputs patch refusals batch decode network_rows microbatch run",
-    "steering": "arguments caller strategy feynman_kac best_of_n search scorer population record display result plotting steerer",
+    "steering": (
+        "arguments caller strategy feynman_kac best_of_n search scorer population record display result plotting steerer"
+    ),
 }
 TORCH_ONLY = ("flow", "smc")
 

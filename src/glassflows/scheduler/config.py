@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -18,6 +18,8 @@ from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 
 from .supported import COSMOS2_KEYS, FLOW, REFUSED, SUPPORTED, Refusal, check_class
+
+GLASS_CLASSES = ("GLASSScheduler", "GLASSFlowMatchScheduler")
 
 _DEFAULTS = "_use_default_values"
 """Under this key a config lists what was left at its default, which another class sets anew."""
@@ -150,6 +152,44 @@ def without_run(scheduler: Any) -> Any:
     copied = object.__new__(type(scheduler))
     copied.__dict__ = {**new, **kept}
     return copied
+
+
+def parts(
+    config: Any, options: Mapping[str, Any], own_names: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the native config and our own options that a config and options amount to.
+
+    Args:
+        config: The config of a native scheduler, or of a GLASS scheduler.
+        options: What is to be set in it.
+        own_names: The names of our own options.
+
+    Raises:
+        TypeError: if the config is none, or an option is of neither kind.
+        ValueError: if the native class is not supported or cannot be told from the config.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            f"config: expected a scheduler's config, got {type(config).__name__}: pass "
+            "pipe.scheduler.config, or use GLASSScheduler.from_pretrained for a path"
+        )
+    if config.get("_class_name") in GLASS_CLASSES:
+        check_glass(config)
+        native, own = current(config), dict(config["glass"])
+        own |= {key: config[key] for key in own if key in config and key not in native}
+    else:
+        native, own = {**config, "_class_name": class_name(config)}, {}
+    own |= {key: options[key] for key in own_names if key in options}
+    of_native = {key: value for key, value in options.items() if key not in own_names}
+    known = parameters(native["_class_name"])
+    if unknown := [key for key in of_native if key not in known]:
+        raise TypeError(
+            f"from_config: unknown option {', '.join(unknown)}; GLASSScheduler takes "
+            f"{', '.join(own_names)} and the keys of {native['_class_name']}"
+        )
+    defaults = config.get("_use_default_values", ())
+    native["_use_default_values"] = [key for key in defaults if key not in of_native]
+    return native | of_native, own
 
 
 def is_cosmos2(name: str, config: Mapping[str, Any]) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
@@ -17,13 +16,14 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..flow.solver import InnerGrid, Solver
-from ..flow.state import InnerState, inner_step, may_be_overwritten, moved, start
+from ..flow.state import inner_step, start
 from ..flow.transition import Correlations, check_correlations
 from . import config as configs
-from .calls import Call, FirstTransition, Timetable, Transitions
+from .calls import FirstTransition, Timetable, Transitions
 from .hooks import Boundary, NetworkCall, TransitionHook
 from .native import Native
 from .noise_source import Generators, NoiseSource, check_initial_noise
+from .progress import Progress
 from .supported import FLOW_MATCH_EULER, NATIVE_READS, SUPPORTED
 
 _OWN = (
@@ -35,8 +35,6 @@ _OWN = (
     "first_transition",
     "noise_scale",
 )
-_CLASSES = ("GLASSScheduler", "GLASSFlowMatchScheduler")
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 
 _FOR_HOOKS = (-1,)
 """The stream of random numbers that hooks draw."""
@@ -56,23 +54,6 @@ class GLASSSchedulerOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Where a run is.
-
-    Args:
-        calls: All of its network calls.
-        index: The call that is due.
-        state: The state of its transition; None after the last step.
-        returned: What the pipeline was handed last; None before the first step and after the last.
-    """
-
-    calls: list[Call]
-    index: int
-    state: InnerState | None
-    returned: Tensor | None
 
 
 class GLASSScheduler(SchedulerMixin, ConfigMixin):
@@ -223,28 +204,8 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             TypeError: if an option is known neither to GLASSScheduler nor to the native scheduler.
             ValueError: if the native class is not supported or cannot be told from the config.
         """
-        if not isinstance(config, Mapping):
-            raise TypeError(
-                f"config: expected a scheduler's config, got {type(config).__name__}: pass "
-                "pipe.scheduler.config, or use GLASSScheduler.from_pretrained for a path"
-            )
-        if config.get("_class_name") in _CLASSES:
-            configs.check_glass(config)
-            native, own = configs.current(config), dict(config["glass"])
-            edited = (key for key in own if key in config and key not in native)
-            own |= {key: config[key] for key in edited}
-        else:
-            native, own = {**config, "_class_name": configs.class_name(config)}, {}
-        own |= {key: options.pop(key) for key in _OWN if key in options}
-        known = configs.parameters(native["_class_name"])
-        if unknown := [key for key in options if key not in known]:
-            raise TypeError(
-                f"from_config: unknown option {', '.join(unknown)}; GLASSScheduler takes "
-                f"{', '.join(_OWN)} and the keys of {native['_class_name']}"
-            )
-        defaults = config.get("_use_default_values", ())
-        native["_use_default_values"] = [key for key in defaults if key not in options]
-        scheduler = cls(native=native | options, **own)
+        native, own = configs.parts(config, options, _OWN)
+        scheduler = cls(native=native, **own)
         if "_diffusers_version" in config:
             scheduler.register_to_config(_diffusers_version=config["_diffusers_version"])
         return (scheduler, {}) if return_unused_kwargs else scheduler
@@ -346,7 +307,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
 
     def _reset(self) -> None:
         self._begin_index: int | None = None
-        self._run: _Run | None = None
+        self._run: Progress | None = None
         self._noise.reset()
 
     def step(
@@ -389,11 +350,11 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
                 f"eta: expected 0, got {eta}: num_transitions sets how stochastic the sampler is"
             )
         run = self._run or self._begin(timestep, sample, generator)
-        if run.index == len(self.timesteps):
+        if run.has_ended:
             raise ValueError("step: the run has ended: call set_timesteps to begin another")
         self._timetable.check_due(timestep, run.index)  # type: ignore[union-attr]
-        call = run.calls[run.index]
-        x, state = sample.float(), _followed(run, sample)
+        call = run.call
+        x, state = sample.float(), run.state_at(sample)
         output = model_output.float() if per_token_timesteps is None else -model_output.float()
         denoised = self._native.denoised(output, x, call.told.level)
         rows = self._tell(call.told, sample, denoised)
@@ -401,20 +362,19 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             state, denoised = state.select(rows), denoised[rows]
         noise = self._noise.draw(x, generator) if call.draws else None
         x_next, state = inner_step(call.block, call.i, state, denoised, noise)
-        x_next = self._handed_out(run.index, x_next, sample.dtype)
-        buffer = run.returned if self.hook is None else None  # a hook may hold what it was told
-        returned, index = _copied(x_next, buffer), run.index + 1
-        if index < len(self.timesteps):
-            self._run = _Run(run.calls, index, state, returned)
-        else:  # let go of its tensors
-            self._run = _Run(run.calls, index, None, None)
+        if run.is_at_last_call:  # in units of the native sampler
+            x_next = self._timetable.end_scale * x_next  # type: ignore[union-attr]
+        x_next = x_next.to(sample.dtype)
+        # a hook may hold what it was told: its memory is not written again
+        progress = run.advanced(state, x_next, overwrite=self.hook is None)
+        self._run = progress.released() if progress.has_ended else progress
         denoised = self._on_host_scale(denoised, sample.dtype)
         if self.hook is not None:
-            self.hook.after_call(call.told, returned)
+            self.hook.after_call(call.told, progress.returned)  # type: ignore[arg-type]
             self.hook.after_prediction(call.told, denoised)
         return GLASSSchedulerOutput(x_next, denoised) if return_dict else (x_next, denoised)
 
-    def _begin(self, timestep: Any, sample: Tensor, generator: Generators | None) -> _Run:
+    def _begin(self, timestep: Any, sample: Tensor, generator: Generators | None) -> Progress:
         """Begin a run: find its first call, lay its transitions, seed its noise."""
         if self._timetable is None:
             raise ValueError("step: no timetable yet: call set_timesteps first")
@@ -431,7 +391,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         self._noise.begin(sample, generator)
         if self.hook is not None:
             self.hook.begins(self._noise.seeds(sample, _FOR_HOOKS))
-        return _Run(calls, self._begin_index, start(sample.float(), block), returned=None)
+        return Progress(calls, self._begin_index, start(sample.float(), block), returned=None)
 
     def _tell(self, told: NetworkCall, sample: Tensor, denoised: Tensor) -> Tensor | None:
         """Tell observers and hook of a call; return the rows that go on, None for all."""
@@ -453,12 +413,6 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         """Return ẑ in the host's units."""
         scale = self._native.data_scale
         return (denoised if scale == 1 else scale * denoised).to(dtype)
-
-    def _handed_out(self, index: int, x_next: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the latents as the host gets them: the last ones in its native sampler's units."""
-        if index + 1 == len(self.timesteps):
-            x_next = self._timetable.end_scale * x_next  # type: ignore[union-attr]
-        return x_next.to(dtype)
 
     def _admit(self, method: str) -> None:
         """Refuse a caller other than the run's own."""
@@ -514,43 +468,3 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` in the argument order of flow-matching schedulers."""
         return self.add_noise(sample, noise, timestep)
-
-
-def _followed(run: _Run, sample: Tensor) -> InnerState:
-    """Return the state of the call that is due, moved by what the host did to its latents."""
-    state: InnerState = run.state  # type: ignore[assignment]  # the run has not ended
-    if run.returned is None:
-        return state
-    if sample.shape != run.returned.shape:
-        raise ValueError(
-            f"step: expected a sample of shape {tuple(run.returned.shape)}, got "
-            f"{tuple(sample.shape)}: pipelines that drop rows or frames within a run are not "
-            "supported"
-        )
-    if _is_handed_back(sample, run.returned):
-        return state
-    call = run.calls[run.index]
-    step = call.block.steps[call.i]
-    return moved(step, state, sample.float(), run.returned.float())
-
-
-def _copied(x: Tensor, buffer: Tensor | None) -> Tensor:
-    """Return a copy of x, in a buffer of ours where that may be overwritten."""
-    if buffer is None or x.requires_grad or not may_be_overwritten(buffer, x):
-        return x.clone()
-    return buffer.copy_(x)
-
-
-def _is_handed_back(sample: Tensor, returned: Tensor) -> bool:
-    """Return whether a sample is known to be what the host was handed, bit for bit.
-
-    The values of an accelerator are not waited for. A gradient may take another way than the value.
-    """
-    on_cpu = sample.device.type == returned.device.type == "cpu"
-    if not on_cpu or sample.dtype != returned.dtype:
-        return False
-    if sample.requires_grad or returned.requires_grad:
-        return False
-    bits = _BITS[sample.element_size()]
-    same = np.equal(sample.view(bits).numpy(), returned.view(bits).numpy())
-    return bool(same.all())
