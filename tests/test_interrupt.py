@@ -178,3 +178,20 @@ def test_interrupted_before_the_first_step(flux):
     assert out.ledger.network_calls == 0
     with pytest.raises(ValueError, match="interrupted before its first step: no latents yet"):
         flux.steer(decode="latents", reward=lambda z, p: [0.0] * 4)
+
+
+def test_nothing_goes_past_a_safety_checker(sd):
+    """Its pipeline's own images are returned, which it has judged."""
+    judged = []
+
+    def blank(images, device, dtype):
+        judged.append(len(images))
+        return torch.zeros_like(images), [True] * len(images)
+
+    sd.pipe.safety_checker = sd.pipe.text_encoder  # any model: what judges is replaced
+    sd.pipe.run_safety_checker = blank
+    out, _ = interrupted(sd, 2)
+    assert out.interrupted
+    assert judged == [4]
+    assert np.all(out.images == 0)
+    assert out.others["nsfw_content_detected"] == [True] * 4

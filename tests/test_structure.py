@@ -22,7 +22,8 @@ ORDER = {  # within a storey each module may import those before it
     "scheduler": "hooks supported config coordinates native calls noise_source progress glass flow_match",
     "host": "ledger outputs patch refusals batch decode network_rows microbatch run",
     "steering": (
-        "arguments caller strategy feynman_kac best_of_n search scorer population record display result plotting steerer"
+        "arguments caller strategy feynman_kac best_of_n search scorer population record display result plotting "
+        "steerer"
     ),
 }
 TORCH_ONLY = ("flow", "smc")

@@ -158,6 +158,8 @@ class PipelineRun:
         """Return denoised predictions in the form of a pipeline's own samples, if that is known."""
         if output_type == "latent":
             return denoised
+        if getattr(self.pipe, "safety_checker", None) is not None:
+            return own  # the predictions would go past it
         with suppress(ValueError):  # of no known family
             decode = self.decoder()
         if decode is None:
