@@ -33,7 +33,6 @@ def test_prompts_in_a_tuple_and_counts_of_none(flux):
     assert len(flux.steer(("a cat", "a dog"), num_particles=2, num_images_per_prompt=None).images) == 4
 
 
-@pytest.mark.filterwarnings("ignore:.*nearly all the weight at the first scoring:UserWarning")
 def test_each_class_has_its_own_particles():
     """Two classes, one of which is always worth the same: it is never resampled."""
 

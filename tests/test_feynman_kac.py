@@ -155,7 +155,6 @@ def test_the_scheme_that_was_named_is_used(flux, monkeypatch):
     assert (out.ancestors == 3).all()
 
 
-@pytest.mark.filterwarnings("ignore:.*nearly all the weight at the first scoring:UserWarning")
 @pytest.mark.parametrize("scale", [1.0, 1e4, -3.0, "auto", [0.1, 1.0, 10.0]])
 @pytest.mark.parametrize("potential", ["difference", "max", "sum"])
 def test_a_prompt_of_constant_reward_is_never_resampled(flux, scale, potential):

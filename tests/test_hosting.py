@@ -87,6 +87,7 @@ def offload_to_disk(pipe, folder):
         assert list((folder / name).iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", [offload_models, offload_layers, offload_groups, offload_to_disk])
 def test_offloading(toy, offload, tmp_path):
     """With the CPU as the accelerator: the images of a pipeline in memory, again and steered too.
@@ -127,6 +128,7 @@ def to_int8(toy):
     assert any(isinstance(part, torch.ao.nn.quantized.dynamic.Linear) for part in quantised.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantise", [to_float8, to_int8])
 def test_quantised(toy, quantise):
     plain = toy.run()
@@ -334,6 +336,7 @@ MODULAR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULAR)
 def test_modular(name):
     """As native with one transition of order 1; with more, the generator alone tells the images."""

@@ -69,6 +69,7 @@ def test_half_precision(name, folders):
         assert len(half(images(32), [PROMPTS[0]] * 32).unique()) >= 30
 
 
+@pytest.mark.slow
 @tiny.TRANSFORMERS_5
 @pytest.mark.parametrize("name", KINDS)
 def test_steers_the_scenes_pipeline(name, folders):

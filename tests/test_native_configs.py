@@ -76,6 +76,7 @@ def mended(cls, native, **config):
         return tiny.sd(cls, scheduler=native(**SD, **config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("native", NATIVES, ids=name_of)
 @pytest.mark.parametrize("cls", MENDING, ids=name_of)

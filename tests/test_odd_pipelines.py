@@ -14,6 +14,7 @@ from zoo import stable_diffusion_xl, wan
 DDIM = {"beta_schedule": "scaled_linear", "clip_sample": False, "timestep_spacing": "trailing"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cutoff", [0.3, 0.6])
 def test_sdxl_base_and_refiner(cutoff):
     """One run over two pipelines: natively, by one transition of order 1, and by several."""

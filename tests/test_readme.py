@@ -26,7 +26,9 @@ IN_PLACE_OF = {  # what stands in the README: what runs here
 
 @pytest.mark.slow
 @tiny.TRANSFORMERS_5
-@pytest.mark.parametrize("path", ["README.md", "docs/hooks.md", "docs/rewards.md", "docs/steering.md", "examples/scenes/README.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", "docs/hooks.md", "docs/rewards.md", "docs/steering.md", "examples/scenes/README.md"]
+)
 def test_blocks_run(path, monkeypatch, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(), re.MULTILINE | re.DOTALL)
     assert blocks

@@ -93,6 +93,7 @@ def test_distilled_networks():
         steerer(pipe)
 
 
+@pytest.mark.slow
 @tiny.DIFFUSERS_42
 def test_pipelines_that_run_twice():
     """Told by what they do, where the class is not known: AnimateDiff with FreeInit runs its loop several times."""

@@ -149,6 +149,7 @@ def test_the_tokens_tell_texts_apart(hpsv2):
             assert same == (text.lower() == clean or text == "cafe\u0301"), text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLEANED)
 @pytest.mark.parametrize("kind", [CLIPScore, PickScore], ids=["CLIPScore", "PickScore"])
 def test_other_clips_read_the_tokens_of_transformers(kind, name, clip):

@@ -233,6 +233,7 @@ def test_a_reward_may_call_a_pipeline_of_its_own(how):
     assert plain(made[0]).shape == (1, 16, 24, 3)
 
 
+@pytest.mark.slow
 def test_ten_threads_around_the_same_networks():
     """Each with a pipeline of its own: results as alone. With one pipeline: one runs, the others are refused."""
     pipe = tiny.flux()

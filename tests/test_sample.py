@@ -57,11 +57,13 @@ def test_law_of_posterior(name, rho):
     assert transition_pvalue(on(SCHEDULES[name]), rho, 1.0) > ALPHA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [wrong.SquaredCorrelation, wrong.DroppedWeights, wrong.NextNoise])
 def test_law_of_transition_rejects_wrong_ones(kind):
     assert transition_pvalue(LAW, 0.4, 0.7, judge=on(LAW.schedule, kind)) < ALPHA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [wrong.DroppedWeights, wrong.NextNoise])
 def test_law_of_posterior_rejects_wrong_ones(kind):
     assert transition_pvalue(LAW, "ddpm", 1.0, judge=on(LAW.schedule, kind)) < ALPHA
@@ -84,6 +86,7 @@ def test_transition_of_a_gaussian(rho):
     assert ((drawn.T.cov() - covariance).abs() / scale.outer(scale) * 200).max() < 5 * 2**0.5
 
 
+@pytest.mark.slow
 def test_law_rejects_euler_with_few_steps():
     """The test of law is sharp enough to see the error of a coarse solver."""
     x_t = torch.tensor([[0.2, 0.7, -0.3]], dtype=torch.float64).expand(20_000, -1)
@@ -118,10 +121,12 @@ def test_chains_preserve_the_data_law_on_every_schedule(name):
     assert chain_pvalue(on(SCHEDULES[name]), 6) > ALPHA
 
 
+@pytest.mark.slow
 def test_chains_with_a_wrong_denoiser_do_not():
     assert chain_pvalue(on(LAW.schedule, wrong.DroppedWeights), 6) < ALPHA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rho",
     [["ddpm", 0.4, -0.3, 0.9, "ddpm", 0.0], lambda t, t_next: t * (1 - t_next), renewal(0.5)],
@@ -183,6 +188,7 @@ def test_one_call_per_transition_is_the_ddpm_posterior_step():
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [1.0, -1.0])
 def test_deterministic_given_z(rho):
     """ρ = ±1: x_t′ = γ̄ x_t + ᾱ z with z from the posterior, and no noise of its own."""

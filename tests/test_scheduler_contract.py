@@ -198,6 +198,7 @@ def test_options_and_attributes(cls, tmp_path):
         glass.does_not_exist  # noqa: B018
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeded", [False, True])
 @pytest.mark.parametrize("num_transitions", [1, 3])
 def test_copies(case, num_transitions, seeded):
@@ -222,6 +223,7 @@ def test_copies(case, num_transitions, seeded):
         assert torch.equal(copied[1], expected[1]) == (num_transitions == 1)
 
 
+@pytest.mark.slow
 def test_runs_in_turn(case):
     glass, few = case.glass(), 2 if case.name == "UnCLIPScheduler" else 1  # UnCLIP divides by N − 1
     for steps, shape in ((7, (2, 3, 8, 6)), (4, (3, 3, 4, 4)), (few, (1, 2, 3, 4, 4)), (7, (2, 3, 8, 6))):

@@ -12,7 +12,6 @@ from glassflows.host.run import PipelineRun
 from glassflows.steering.population import drawn_slots
 
 
-@pytest.mark.filterwarnings("ignore:.*nearly all the weight at the first scoring:UserWarning")
 @pytest.mark.slow
 def test_reward_rises(toy):
     gains = []

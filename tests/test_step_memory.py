@@ -43,6 +43,7 @@ def held():
     return len({one.untyped_storage().data_ptr() for one in tensors})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("hooked", [False, True], ids=["alone", "hooked"])
 def test_a_finished_run_lets_go_of_its_latents(order, hooked):
@@ -58,6 +59,7 @@ def test_a_finished_run_lets_go_of_its_latents(order, hooked):
         scheduler.step(torch.ones(SHAPE), scheduler.timesteps[-1], torch.ones(SHAPE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "most"), [(1, 3), (2, 6)])
 def test_a_run_holds_what_its_order_needs(order, most):
     """x_t, e and a copy of what was handed out; for order 2 ẑ, Δ and the extrapolation, too."""

@@ -330,7 +330,9 @@ def _rows(pipe: Any, name: str, value: Any, groups: int, number: int) -> Any:
     if name in _PICTURES | _VIDEOS | _SOUNDS:
         value = _samples(name, value)
         if isinstance(value, list) and type(pipe).__name__ in _TENSORS_ONLY:
-            raise UnsteerablePipeline(pipe, f"it takes several {name} but as a tensor (N, 3, H, W)")
+            raise UnsteerablePipeline(
+                pipe, f"it takes more than one {name} only as a tensor (N, 3, H, W)"
+            )
     elif not (name in _WORDS or _is_embedding(name)):
         return value
     return _repeated(name, value, groups, number)
