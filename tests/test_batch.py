@@ -150,3 +150,36 @@ def test_mirrored_rows_move_with_their_particles(monkeypatch):
     assert all(torch.equal(row, resampled[0]) for row in resampled)
     assert out.images.shape == (2, 16, 16, 3)
     assert not np.array_equal(out.images[0], out.images[1])
+
+
+@pytest.mark.parametrize("make", [tiny.sd_img2img, tiny.flux_img2img])
+@pytest.mark.parametrize("listed", [False, True])
+def test_one_prompt_has_one_image(make, listed):
+    """Its particles would be dealt out between two, whichever way the pipeline repeats it."""
+    toy, images = tiny.Toy(make), torch.rand(2, 3, 16, 24, generator=tiny.seeded())
+    for image in (images, list(images)):
+        with pytest.raises(ValueError, match="image: expected one, or one for each prompt, 1, got 2"):
+            toy.steer(image=image, **({"generator": [tiny.seeded()]} if listed else {}))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_latents_are_one_for_each_particle(flux, rows):
+    latents = torch.randn(rows, 24, 16, generator=tiny.seeded())
+    with pytest.raises(ValueError, match=rf"latents: expected prompts × num_particles = 4 rows.*got {rows}:"):
+        flux.steer(latents=latents)
+
+
+def test_a_users_subclass_is_laid_out_as_the_class_it_derives_from():
+    from glassflows.host.batch import lay_out
+
+    class Flux2KleinPipeline:
+        def __call__(self, image=None, prompt=None, num_images_per_prompt=1):
+            raise AssertionError("never called")
+
+    class Mine(Flux2KleinPipeline):
+        pass
+
+    pictures = [Image.fromarray(np.full((16, 24, 3), value, np.uint8)) for value in (0, 255)]
+    given = {"prompt": ["a cat", "a dog"], "image": pictures}
+    for cls in (Flux2KleinPipeline, Mine):  # references are for all prompts
+        assert lay_out(cls(), given, 3).arguments["image"] is pictures

@@ -124,3 +124,12 @@ def test_hooks_hear_of_every_call():
     toy.run(callback_on_step_end=noting)
     assert [index for index, _ in heard] == [*range(6)]
     assert all(torch.equal(x, y) for (_, x), y in zip(heard, latents, strict=True))
+
+
+def test_a_copy_made_in_an_observer_runs():
+    """As a look-ahead would: it is no part of the run it was made in."""
+    toy, copies = glass(), []
+    toy.pipe.scheduler.on_boundary = lambda at, x_t, z: copies.append(copy.deepcopy(toy.pipe.scheduler))
+    toy.run()
+    copies[0].set_timesteps(4, mu=0.8)
+    assert len(copies[0].timesteps) == 4

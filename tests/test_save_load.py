@@ -254,3 +254,9 @@ def test_any_difference_tells(result):
         {"images": noise(8, 16, 24, 3)}, {"ledger": dataclasses.replace(result.ledger, decodes=1)},
     ):  # fmt: skip
         assert result != dataclasses.replace(result, **changed), changed.keys()
+
+
+def test_what_json_can_only_describe_is_loaded_as_its_description(flux, tmp_path):
+    out = dataclasses.replace(flux.steer(), others={"generator": tiny.seeded(3)})
+    loaded = SteeringResult.load(out.save(tmp_path))
+    assert loaded.others == {"generator": {"seed": 3, "device": "cpu"}}

@@ -159,3 +159,18 @@ def test_scores_that_are_no_numbers(flux, value):
 def test_answers_that_are_no_scores(flux, reward, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         flux.steer(reward=reward)
+
+
+@pytest.mark.parametrize("output_type", ["latent", "np"])
+def test_a_decoder_may_write_into_what_it_gets(output_type):
+    """Also at the end: the latents that are returned are as the pipeline drew them."""
+
+    def decode(z):
+        z *= 0
+        return torch.rand(len(z), 3, 16, 24, generator=tiny.seeded())
+
+    toy = tiny.Toy(tiny.sd)
+    spoilt = toy.steer(decode=decode, output_type=output_type, reward_scale=0.0)
+    plain = toy.steer(output_type=output_type, reward_scale=0.0)
+    by_slot = [np.asarray(out.images)[out.order[0].argsort()] for out in (spoilt, plain)]
+    assert np.array_equal(*by_slot)

@@ -134,16 +134,24 @@ def test_fingerprints_tell_rows_apart_and_outlast_rounding():
 
 def test_noise_the_host_adds_counts_only_where_it_has_the_rows_of_the_run():
     source, x = NoiseSource(), torch.randn(3, 4, 8, 12, generator=tiny.seeded())
-    source.added(torch.randn(2, 4, 8, 12, generator=tiny.seeded(1)))
+    few = torch.randn(2, 4, 8, 12, generator=tiny.seeded(1))
+    source.added(few, few)
     source.begin(x, None)
     by_latents = source.draw(x, None)
     source.reset()
     source.begin(x, None)
     assert torch.equal(source.draw(x, None), by_latents)
     source.reset()
-    source.added(torch.randn(3, 4, 8, 12, generator=tiny.seeded(1)))
-    source.begin(x, None)
-    assert not torch.equal(source.draw(x, None), by_latents)
+    noise = torch.randn(3, 4, 8, 12, generator=tiny.seeded(1))
+    source.added(noise, x)
+    source.begin(x.flatten(1).flip(1).view(x.shape), None)  # in another order, as packed into tokens
+    by_noise = source.draw(x, None)
+    assert not torch.equal(by_noise, by_latents)
+    for other in (torch.zeros_like(x), 1.1 * x, x + 0.2):  # added to something else, such as a preview
+        source.reset()
+        source.added(noise, other)
+        source.begin(x, None)
+        assert torch.equal(source.draw(x, None), by_latents)
 
 
 VIDEOS = [

@@ -165,3 +165,22 @@ def test_the_flat_options_are_the_fields():
 def test_particles_given_for_the_strategy():
     with pytest.raises(ValueError, match=r"strategy: expected a strategy such as FeynmanKac\(\), got 8"):
         Steerer(tiny.flux(), brightness, 8)
+
+
+def test_a_scale_left_open_follows_another_reward():
+    """Also after another option was set; one that was given stays."""
+
+    class Documented:
+        reward_scale = 7.0
+
+        def __call__(self, images, prompts):
+            return brightness(images, prompts)
+
+    steerer = FeynmanKacSteerer(tiny.flux(), Documented())
+    assert steerer.reward_scale == 7
+    steerer.ess_threshold = 0.9
+    steerer.reward = brightness
+    assert (steerer.reward_scale, steerer.ess_threshold) == (1, 0.9)
+    steerer.reward_scale = 3.0
+    steerer.reward = Documented()
+    assert steerer.reward_scale == 3

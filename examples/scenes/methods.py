@@ -71,7 +71,7 @@ def methods(particles: int) -> dict[str, Method]:
     return {
         "ODE, one image": ode(1),
         f"ODE, best of {particles}": ode(particles),
-        f"ODE two-step, best of {particles}": steered(particles, 1),
+        f"ODE two-step, best of {particles}": steered(particles, 1, ess_threshold=0.0),
         f"GLASS, best of {particles}": steered(particles, 5, ess_threshold=0.0, start=1.0),
         "FK, one call per transition": steered(particles, None),
         "FK, one call per transition, every fifth scored": steered(particles, None, score_every=5),

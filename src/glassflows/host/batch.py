@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .refusals import UnsteerablePipeline
+from .refusals import UnsteerablePipeline, class_names, is_one_of
 
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 
@@ -163,19 +163,21 @@ def lay_out(pipe: Any, given: Mapping[str, Any], number: int) -> Batch:
         number: K.
 
     Raises:
-        ValueError: if an argument has neither one row nor one for each prompt. What the pipeline
-            checks itself is the pipeline's to refuse.
+        ValueError: if an argument has neither one row nor one for each prompt, or latents not one
+            for each particle. What the pipeline checks itself is the pipeline's to refuse.
     """
     parameters = inspect.signature(type(pipe).__call__).parameters
     given = {name: _listed(value) if name in _WORDS else value for name, value in given.items()}
     prompt = given.get("prompt")
     prompts: list[str | None] = [prompt] if isinstance(prompt, str) else list(prompt or ())
     groups = len(prompts) or _number_of_prompts(pipe, given)
-    if groups > 1 and type(pipe).__name__ in _COUNT_ONLY:
+    if groups > 1 and is_one_of(pipe, _COUNT_ONLY):
         raise UnsteerablePipeline(pipe, f"it takes one prompt at a time, got {groups}")
-    alone = _ONE_ROW.get(type(pipe).__name__, ())
+    alone = _of_class(pipe, _ONE_ROW)
     if groups * number > 1 and any(given.get(name) is not None for name in alone):
         raise UnsteerablePipeline(pipe, f"it draws one sample at a time of {' or '.join(alone)}")
+    _check_one_each(pipe, given, groups)
+    _check_latents(given.get("latents"), groups, number)
     count = next((name for name in COUNTS if name in parameters), None)
     if count and groups == 1 and _honours_count(pipe, bool(prompts), given):
         arguments = {**given, count: number}
@@ -188,6 +190,25 @@ def lay_out(pipe: Any, given: Mapping[str, Any], number: int) -> Batch:
     if "prompt" in parameters and parameters["prompt"].default is inspect.Parameter.empty:
         arguments.setdefault("prompt", None)
     return Batch(arguments, [one for one in prompts or [None] * groups for _ in range(number)])
+
+
+def _check_one_each(pipe: Any, given: Mapping[str, Any], groups: int) -> None:
+    """Refuse several images for one prompt, between which its particles would be dealt out."""
+    lists = _references(pipe) | set(_of_class(pipe, _KEYFRAMES))
+    for name, value in given.items():
+        if value is None or name in lists or name not in _PICTURES | _VIDEOS | _SOUNDS:
+            continue
+        if (got := len(_samples(name, value))) not in (1, groups):
+            raise _wrong_number(name, groups, got)
+
+
+def _check_latents(latents: Any, groups: int, number: int) -> None:
+    if isinstance(latents, Tensor) and (latents.ndim == 0 or len(latents) != groups * number):
+        rows = len(latents) if latents.ndim else 0
+        raise ValueError(
+            f"latents: expected prompts × num_particles = {groups * number} rows, one for each "
+            f"particle, got {rows}: draw them for every particle, or leave them out"
+        )
 
 
 def generator_per_particle(generator: Any, number: int, particles: int) -> Any:
@@ -220,6 +241,15 @@ def copies_of_rows(x_t: Tensor, number: int) -> int | None:
     return copies
 
 
+_FEWER_ROWS = ("AnimateDiff", "PRX")
+"""They give their networks times, or frames of a control, for fewer rows than there are."""
+
+
+def gives_fewer_rows(pipe: Any) -> bool:
+    """Return whether a pipeline's networks are to be given what they lack by `completing_rows`."""
+    return is_one_of(pipe, _FEWER_ROWS)
+
+
 def completing_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return a network's forward that is given times and controls for every row.
 
@@ -248,6 +278,11 @@ def _tiled(control: Any, rows: int) -> Any:
     return control.repeat(rows // len(control), 1, 1, 1) if frames else control
 
 
+def _of_class(pipe: Any, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the entry of a pipeline's class, or of one that it derives from."""
+    return next((table[name] for name in class_names(pipe) if name in table), ())
+
+
 def _listed(texts: Any) -> Any:
     """Return the texts of a tuple or an array as a list; one text as it is."""
     if isinstance(texts, np.ndarray):
@@ -260,10 +295,9 @@ def _honours_count(pipe: Any, prompted: bool, given: Mapping[str, Any]) -> bool:
 
     It does not repeat an image for a list of generators.
     """
-    name = type(pipe).__name__
-    if name in _COUNT_ONLY:
+    if is_one_of(pipe, _COUNT_ONLY):
         return True
-    if name.startswith(_COUNT_FAILS) or isinstance(given.get("generator"), list):
+    if is_one_of(pipe, _COUNT_FAILS) or isinstance(given.get("generator"), list):
         return False
     return prompted or not any(map(_is_embedding, given))
 
@@ -294,20 +328,29 @@ def _length(name: str, value: Any) -> int:
 
 
 def _references(pipe: Any) -> set[str]:
-    """Return the arguments that list images for all prompts: references, or one per network."""
-    names = {"image"} if type(pipe).__name__.startswith(_REFERENCES) else set()
+    """Return the arguments whose list is for all prompts: references, or an image per network."""
+    names = {"image"} if is_one_of(pipe, _REFERENCES) else set()
+    return names | _per_network(pipe)
+
+
+def _per_network(pipe: Any) -> set[str]:
+    """Return the arguments that list an image for each of several networks."""
     networks = [type(getattr(pipe, name, None)).__name__ for name in ("controlnet", "adapter")]
-    if any("Multi" in name or "Union" in name for name in networks):
-        beside = "control_image" in inspect.signature(type(pipe).__call__).parameters
-        names |= {"control_image", "control_mask"} if beside else {"image"}
-    return names
+    if not any("Multi" in name or "Union" in name for name in networks):
+        return set()
+    beside = "control_image" in inspect.signature(type(pipe).__call__).parameters
+    return {"control_image", "control_mask"} if beside else {"image"}
 
 
 def _rows(pipe: Any, name: str, value: Any, groups: int, number: int) -> Any:
     """Return an argument with one row per particle, if it has rows; others as they are."""
-    if value is None or name in _references(pipe):
+    if value is None:
         return value
-    if name in _ONE_FOR_ALL.get(type(pipe).__name__, ()):
+    if name in _references(pipe):
+        nested = name in _per_network(pipe) and isinstance(value, list) and value
+        per_prompt = nested and isinstance(value[0], list)  # one list for each prompt
+        return _repeated(name, value, groups, number) if per_prompt else value
+    if name in _of_class(pipe, _ONE_FOR_ALL):
         embedded = name in _LISTS_OF_LAYERS or _is_embedding(name)
         count = _length(name, value) if embedded else len(_samples(name, value))
         if count > 1:
@@ -322,14 +365,14 @@ def _rows(pipe: Any, name: str, value: Any, groups: int, number: int) -> Any:
         return torch.cat([value[:1], lengths.cumsum(0).to(value)])
     if name == "conditions":
         return _conditions(value, groups, number)
-    if name in _KEYFRAMES.get(type(pipe).__name__, ()):
+    if name in _of_class(pipe, _KEYFRAMES):
         films = value if isinstance(value, list) else [value]
         return [_rows_of_film(name, film, groups, number) for film in films]
     if name in _WORDS and isinstance(value, str):
         value = [value]
     if name in _PICTURES | _VIDEOS | _SOUNDS:
         value = _samples(name, value)
-        if isinstance(value, list) and type(pipe).__name__ in _TENSORS_ONLY:
+        if isinstance(value, list) and is_one_of(pipe, _TENSORS_ONLY):
             raise UnsteerablePipeline(
                 pipe, f"it takes more than one {name} only as a tensor (N, 3, H, W)"
             )
@@ -345,16 +388,17 @@ def _repeated(name: str, value: Any, groups: int, number: int) -> Any:
         ValueError: if there is another number of it.
     """
     if len(value) not in (1, groups):
-        # the particles of a prompt would start from several images
-        raise ValueError(
-            f"{name}: expected one, or one for each prompt, {groups}, got {len(value)}"
-        )
+        raise _wrong_number(name, groups, len(value))
     times = number if len(value) == groups else groups * number
     if isinstance(value, Tensor):
         return value.repeat_interleave(times, 0)
     if isinstance(value, np.ndarray):
         return value.repeat(times, 0)
     return [one for one in value for _ in range(times)]
+
+
+def _wrong_number(name: str, groups: int, got: int) -> ValueError:
+    return ValueError(f"{name}: expected one, or one for each prompt, {groups}, got {got}")
 
 
 def _conditions(value: Any, groups: int, number: int) -> Any:

@@ -55,6 +55,16 @@ _COMBINED = {
 _REASONS = {name: reason for reason, names in _CLASSES.items() for name in names}
 
 
+def class_names(pipe: Any) -> list[str]:
+    """Return the names of a pipeline's class and of those it derives from, its own first."""
+    return [cls.__name__ for cls in type(pipe).__mro__]
+
+
+def is_one_of(pipe: Any, names: tuple[str, ...]) -> bool:
+    """Return whether a pipeline is of a class whose name begins with one of these."""
+    return any(name.startswith(names) for name in class_names(pipe))
+
+
 def check_steerable(pipe: Any) -> None:
     """Refuse a pipeline whose rows have state that cannot be moved.
 
@@ -73,9 +83,9 @@ def _reasons(pipe: Any) -> Iterator[str]:
             yield f"it hands its call to others: steer pipe.{inner}, {how}"
     if getattr(pipe, "scheduler", None) is None:
         yield "it has no component named scheduler"
-    for cls in type(pipe).__mro__:
-        if cls.__name__ in _REASONS:
-            yield _REASONS[cls.__name__]
+    for name in class_names(pipe):
+        if name in _REASONS:
+            yield _REASONS[name]
     if getattr(pipe, "audio_scheduler", None) is not None:
         yield "its sound has a scheduler of its own: leave out the component audio_scheduler"
     for name, component in pipe.components.items():

@@ -20,7 +20,13 @@ from torch import Tensor
 
 from ..scheduler.glass import GLASSScheduler
 from ..scheduler.hooks import Boundary, NetworkCall, TransitionHook
-from .batch import completing_rows, copies_of_rows, generator_per_particle, lay_out
+from .batch import (
+    completing_rows,
+    copies_of_rows,
+    generator_per_particle,
+    gives_fewer_rows,
+    lay_out,
+)
 from .decode import ONE_AT_A_TIME, Decode, PipelineCall, decoder
 from .ledger import Ledger
 from .microbatch import (
@@ -50,10 +56,10 @@ class Drawn(NamedTuple):
 
     Args:
         samples: The particles' samples in the form of the pipeline's `output_type`: its own, or
-            where it was interrupted, what it had last predicted.
+            where it was interrupted, what it had last predicted, unless a safety checker judges.
         outputs: The pipeline's output.
-        latents: The particles' latents as they left the scheduler's last step, or where it was
-            interrupted, their last denoised prediction; None if no step was taken.
+        latents: What the samples were decoded from: the latents that left the scheduler's last
+            step, or the last denoised predictions; None if no step was taken.
         interrupted: Whether `pipe._interrupt` ended the run before its last step.
     """
 
@@ -144,12 +150,13 @@ class PipelineRun:
                 outputs = self.pipe(**arguments)
         self._ledger.network_calls = len(self.prompts) * rows.num_calls
         interrupted = bool(getattr(self.pipe, "_interrupt", False)) and not rows.complete
-        if not rows.moves and not interrupted:
+        if not rows.num_calls and not interrupted:
             raise UnsteerablePipeline(self.pipe, "it never stepped its scheduler")
-        if interrupted and rows.denoised is not None:
-            samples = self._predicted(rows.denoised, outputs[0], output_type, decode)
-            return Drawn(samples, outputs, rows.denoised, interrupted)
-        return Drawn(outputs[0], outputs, rows.latents, interrupted)
+        checked = getattr(self.pipe, "safety_checker", None) is not None and output_type == "np"
+        if not interrupted or rows.denoised is None or checked:  # nothing goes past a checker
+            return Drawn(outputs[0], outputs, rows.latents, interrupted)
+        samples = self._predicted(rows.denoised, outputs[0], output_type, decode)
+        return Drawn(samples, outputs, rows.denoised, interrupted)
 
     @torch.no_grad()
     def _predicted(
@@ -158,8 +165,6 @@ class PipelineRun:
         """Return denoised predictions in the form of a pipeline's own samples, if that is known."""
         if output_type == "latent":
             return denoised
-        if getattr(self.pipe, "safety_checker", None) is not None:
-            return own  # the predictions would go past it
         with suppress(ValueError):  # of no known family
             decode = self.decoder()
         if decode is None:
@@ -174,7 +179,8 @@ class PipelineRun:
 
         def networks(network: torch.nn.Module, forward: Method) -> Method:
             forward = networks_in_micro_batches(network, forward, number, batches.network)
-            forward = completing_rows(forward)
+            if gives_fewer_rows(pipe):
+                forward = completing_rows(forward)
             forward = within(lambda: naming_batch_size("network"), forward)
             return within(lambda: self._ledger.timing("network"), forward)
 

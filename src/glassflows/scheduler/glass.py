@@ -249,7 +249,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         and tells no observer.
         """
         new = object.__new__(type(self))
-        alone = {"hook": None, "on_boundary": None, "on_denoised": None}
+        alone = {"hook": None, "on_boundary": None, "on_denoised": None, "_in_hook": False}
         new.__dict__ = copy.deepcopy({**self.__dict__, **alone}, memo)
         new.hook = None if self.hook is None else self.hook.for_copy()
         return new
@@ -456,14 +456,15 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             noise: ε, same shape.
             timesteps: Host timesteps, shape (N,) or scalar.
         """
-        if self._run is None:
-            self._noise.added(noise)
         index = self._begin_index if self.step_index is None else self.step_index
         level = self._native.level_at
         if self._timetable is not None:
             level = partial(self._timetable.level, index=index)
         levels = [level(timestep) for timestep in torch.as_tensor(timesteps).flatten().tolist()]
-        return self._native.noised(original_samples, noise, levels)
+        noised = self._native.noised(original_samples, noise, levels)
+        if self._run is None:
+            self._noise.added(noise, noised)
+        return noised
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` in the argument order of flow-matching schedulers."""

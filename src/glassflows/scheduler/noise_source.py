@@ -37,7 +37,7 @@ class NoiseSource:
     def __init__(self) -> None:
         self.generator: Generators | None = None
         self._rows: list[torch.Generator] = []
-        self._added: list[bytes] = []
+        self._added: tuple[list[bytes], Tensor] | None = None
         self._stream: tuple[int, ...] = ()
         self._num_copies = 0
 
@@ -46,12 +46,17 @@ class NoiseSource:
 
         Copies are numbered anew, so that a repeated run repeats them.
         """
-        self._rows, self._added, self._num_copies = [], [], 0
+        self._rows, self._added, self._num_copies = [], None, 0
 
-    def added(self, noise: Tensor) -> None:
-        """Take note of noise that the host adds to clean samples before a run begins (img2img)."""
+    def added(self, noise: Tensor, noised: Tensor) -> None:
+        """Take note of noise that the host adds to clean samples before a run begins (img2img).
+
+        Args:
+            noise: The noise, shape (N, *event).
+            noised: The noisy samples, with which the run may begin, in whatever order of elements.
+        """
         if not noise.is_meta:
-            self._added = _fingerprints(noise)
+            self._added = _fingerprints(noise), _moments(noised)
 
     def begin(self, sample: Tensor, generator: Generators | None) -> None:
         """Seed the rows of a run, if no other source is given.
@@ -72,8 +77,12 @@ class NoiseSource:
             sample: The initial latents, shape (N, *event).
             stream: Tells apart what the seeds are for.
         """
-        known = self._added if len(self._added) == len(sample) else _fingerprints(sample)
-        return _seeds(known, stream)
+        if self._added is not None:
+            fingerprints, moments = self._added
+            begins = _moments(sample)
+            if begins.shape == moments.shape and torch.allclose(begins, moments, 1e-2, 1e-4):
+                return _seeds(fingerprints, stream)
+        return _seeds(_fingerprints(sample), stream)
 
     def draw(self, like: Tensor, generator: Generators | None) -> Tensor:
         """Return standard normal noise of the shape and on the device of `like`, float32."""
@@ -148,6 +157,12 @@ def _fingerprints(sample: Tensor) -> list[bytes]:
         return [row.numpy().tobytes() for row in rows.contiguous()]
     places = rows[:, : size * _BLOCKS].view(len(rows), size, _BLOCKS).argmax(1)
     return [row.numpy().tobytes() for row in places]
+
+
+def _moments(sample: Tensor) -> Tensor:
+    """Return mean and mean square of each row, float64, shape (N, 2)."""
+    rows = sample.detach().to("cpu", torch.float32).reshape(len(sample), -1).double()
+    return torch.stack([rows.mean(1), rows.square().mean(1)], 1)
 
 
 def _forked(generators: Any, stream: tuple[int, ...]) -> Any:

@@ -230,7 +230,7 @@ def _packed(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return {"tuple": [_packed(one, arrays) for one in value]}
     if isinstance(value, dict):
         return {"dict": {str(name): _packed(one, arrays) for name, one in value.items()}}
-    return written(value)
+    return _packed(written(value), arrays)
 
 
 def _unpacked(value: Any, arrays: dict[str, np.ndarray]) -> Any:

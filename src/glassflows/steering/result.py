@@ -51,9 +51,9 @@ class SteeringResult:
             `order[p, i]`.
         interrupted: Whether `pipe._interrupt` ended the run before its last step. The images, or
             the latents for `output_type="latent"`, and their rewards are then those of the last
-            denoised predictions, decoded as for the reward: no safety checker or watermark of the
-            pipeline's has seen them. Before the first step there are none, and the images are the
-            pipeline's own.
+            denoised predictions, decoded as for the reward, without a watermark. Before the first
+            step there are none, and past a safety checker of the pipeline none goes: there the
+            images are the pipeline's own, still noisy.
         others: Other outputs of the pipeline by name, in rows like those of `images`: sound,
             verdicts on safety. An interrupted run leaves them as the pipeline made them.
         ledger: What the call cost.

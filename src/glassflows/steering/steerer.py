@@ -84,7 +84,7 @@ class Steerer:
         check_strategy(strategy)
         self.pipe = pipe
         self.reward = reward
-        self.strategy = _scaled_as(strategy, reward)
+        self.strategy = strategy
         self.num_particles = num_particles
         self.num_transitions = num_transitions
         self.decode = decode
@@ -120,6 +120,15 @@ class Steerer:
                 f"batches: expected MicroBatches(network=…, decode=…, reward=…), got "
                 f"{self.batches!r}"
             )
+
+    @property
+    def strategy(self) -> Strategy[Any]:
+        """The strategy; a scale that it leaves open is that of the reward."""
+        return _scaled_as(self._strategy, self.reward)
+
+    @strategy.setter
+    def strategy(self, strategy: Strategy[Any]) -> None:
+        self._strategy = strategy
 
     def __call__(
         self, prompt: str | Sequence[str] | None = None, *, select: Select = "all", **kwargs: Any
@@ -259,9 +268,9 @@ class Steerer:
                     f"{type(self.pipe).__name__} was interrupted before its first step: no latents "
                     "yet"
                 )
-            return scorer.decoded(drawn.latents)
+            return scorer.decoded(drawn.latents.clone())
         if output_type == "latent":
-            return scorer.decoded(drawn.samples)
+            return scorer.decoded(drawn.samples.clone())  # which a decoder may write into
         device = "cpu" if drawn.latents is None else drawn.latents.device
         return channels_first(drawn.samples).to(device)
 
@@ -287,7 +296,8 @@ def _stacked(tensors: list[torch.Tensor], empty: torch.Tensor) -> torch.Tensor:
 
 def _scaled_as(strategy: Strategy[Any], reward: Any) -> Strategy[Any]:
     """Return a strategy that leaves its reward scale open with that of the reward."""
-    if is_dataclass(strategy) and getattr(strategy, "reward_scale", 0.0) is None:
+    is_object = is_dataclass(strategy) and not isinstance(strategy, type)
+    if is_object and getattr(strategy, "reward_scale", 0.0) is None:
         scale = getattr(reward, "reward_scale", 1.0)
         return replace(strategy, reward_scale=scale)  # type: ignore[type-var]
     return strategy
@@ -359,7 +369,8 @@ def _field_of(part: str, name: str) -> property:
         return getattr(getattr(steerer, part), name)
 
     def write(steerer: Steerer, value: Any) -> None:
-        setattr(steerer, part, replace(getattr(steerer, part), **{name: value}))
+        as_given = "_strategy" if part == "strategy" else part
+        setattr(steerer, part, replace(getattr(steerer, as_given), **{name: value}))
 
     return property(read, write)
 
