@@ -3,18 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test quick lint scenes benchmark transitions pipelines clean
+.PHONY: demo test quick zoo lint scenes benchmark transitions pipelines clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 # Each worker on one thread: two that share the threads of torch wait for each other.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not zoo"
+
+# Rows and micro-batches of every pipeline class, at length: a quarter of an hour on 2 cores.
+zoo: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m zoo
 
 # Without the pipeline zoo and whatever takes seconds: for the edit loop.
 quick: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not zoo"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,48 +1,56 @@
-"""The tests download nothing, and say so at once where something would; fixtures of pipelines at toy size."""
+"""The tests download nothing, and say so at once where something would; fixtures of pipelines at toy size.
+
+Torch is imported within the fixtures: the process that only deals out tests to others does without it.
+"""
 
 import os
+from importlib.metadata import version
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
-import diffusers
 import pytest
 from packaging.version import Version
 
-import tiny
-import toy_rewards
+os.environ["HF_HUB_OFFLINE"] = "1"
 
-if Version(diffusers.__version__) < Version("0.42"):  # the zoo is built of its classes
+if Version(version("diffusers")) < Version("0.42"):  # the zoo is built of its classes
     collect_ignore_glob = ["zoo/*"]
+
+
+def made(name):
+    import tiny
+
+    return tiny.Toy(getattr(tiny, name))
 
 
 @pytest.fixture
 def flux():
-    return tiny.Toy(tiny.flux)
+    return made("flux")
 
 
 @pytest.fixture
 def sd():
-    return tiny.Toy(tiny.sd)
+    return made("sd")
 
 
-@pytest.fixture(params=[tiny.flux, tiny.sd])
+@pytest.fixture(params=["flux", "sd"])
 def toy(request):
     """A toy of each family."""
-    return tiny.Toy(request.param)
+    return made(request.param)
 
 
-@pytest.fixture(params=[tiny.flux_img2img, tiny.sd_img2img])
+@pytest.fixture(params=["flux_img2img", "sd_img2img"])
 def img2img(request):
-    return tiny.Toy(request.param)
+    return made(request.param)
 
 
-@pytest.fixture(params=[tiny.flux_inpaint, tiny.sd_inpaint])
+@pytest.fixture(params=["flux_inpaint", "sd_inpaint"])
 def inpaint(request):
-    return tiny.Toy(request.param)
+    return made(request.param)
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """A folder with a checkpoint of toy size for each reward."""
+    import toy_rewards
+
     root = tmp_path_factory.mktemp("checkpoints")
     return {name: write(root / name) for name, (_, write) in toy_rewards.KINDS.items()}

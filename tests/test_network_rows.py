@@ -22,7 +22,7 @@ from glassflows.host.microbatch import (
     networks_in_micro_batches,
 )
 from glassflows.host.network_rows import declared_by_network
-from zoo.survey import arguments, cases, documented
+from zoo.survey import arguments, cases, documented, sampled
 
 NUMBER = 6
 
@@ -517,7 +517,7 @@ ZOO = [label for label in steerable() if label not in REFUSED]
 
 @tiny.DIFFUSERS_42
 @pytest.mark.slow
-@pytest.mark.parametrize("label", ZOO)
+@pytest.mark.parametrize("label", sampled(ZOO))
 @pytest.mark.filterwarnings("ignore")
 def test_some_particles_at_a_time_change_nothing_in_the_zoo(label):
     """Numbers that divide and do not, decoding in parts; then at coincidences of lengths."""
@@ -531,7 +531,7 @@ def test_some_particles_at_a_time_change_nothing_in_the_zoo(label):
 
 @tiny.DIFFUSERS_42
 @pytest.mark.slow
-@pytest.mark.parametrize("label", ZOO)
+@pytest.mark.parametrize("label", sampled(ZOO))
 @pytest.mark.filterwarnings("ignore")
 def test_some_particles_at_a_time_change_nothing_with_two_prompts(label):
     case = cases()[label]

@@ -13,7 +13,7 @@ from glassflows.host.batch import lay_out
 from glassflows.host.refusals import UnsteerablePipeline
 from glassflows.scheduler.supported import UnsupportedScheduler
 from zoo import text, unconditional
-from zoo.survey import cases, documented
+from zoo.survey import cases, documented, sampled
 
 WARNINGS = [  # of diffusers' and torch's own making
     "ignore::FutureWarning",
@@ -184,7 +184,7 @@ def prompted(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", labels(prompted))
+@pytest.mark.parametrize("label", sampled(labels(prompted)))
 def test_two_prompts_in_words(label):
     """Prompts of different lengths, one image and one negative prompt for both."""
     both, *alone = (
@@ -203,7 +203,7 @@ def test_two_prompts_in_words(label):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", labels(prompted))
+@pytest.mark.parametrize("label", sampled(labels(prompted)))
 def test_one_prompt_in_words(label):
     """A string, PIL images and one generator; the particles differ."""
     particles = drawn(*worded(label), number=2, generator=tiny.seeded())
@@ -236,7 +236,7 @@ def beside(name, value):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", labels(lambda case: text.embedded(case.call())))
+@pytest.mark.parametrize("label", sampled(labels(lambda case: text.embedded(case.call()))))
 def test_two_prompts_as_embeddings(label):
     """Masks of different lengths; the same image for both."""
     case = cases()[label]
@@ -271,7 +271,7 @@ def pictured(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", labels(pictured))
+@pytest.mark.parametrize("label", sampled(labels(pictured)))
 def test_an_image_for_each_prompt(label):
     """Prompts of one length, for what the longest one tells the others."""
     pipe, call = worded(label)
