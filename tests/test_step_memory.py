@@ -14,6 +14,15 @@ SHAPE = (3, 7, 11)  # that of no other tensor
 CALLS = 9
 
 
+@pytest.fixture
+def frozen():
+    """Keep whatever is there already out of the collector's sight, and its time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def scheduler_of(**options):
     scheduler = GLASSScheduler(**{"num_transitions": 3, **options})
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / CALLS, CALLS))
@@ -46,7 +55,7 @@ def held():
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("hooked", [False, True], ids=["alone", "hooked"])
-def test_a_finished_run_lets_go_of_its_latents(order, hooked):
+def test_a_finished_run_lets_go_of_its_latents(order, hooked, frozen):
     before, scheduler = held(), scheduler_of(solver_order=order)
     scheduler.hook = TransitionHook() if hooked else None
     for i, out in enumerate(steps(scheduler)):
@@ -61,7 +70,7 @@ def test_a_finished_run_lets_go_of_its_latents(order, hooked):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("order", "most"), [(1, 3), (2, 6)])
-def test_a_run_holds_what_its_order_needs(order, most):
+def test_a_run_holds_what_its_order_needs(order, most, frozen):
     """x_t, e and a copy of what was handed out; for order 2 ẑ, Δ and the extrapolation, too."""
     before, scheduler = held(), scheduler_of(solver_order=order)
     given = 2  # the latents and the prediction, which the host holds

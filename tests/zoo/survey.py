@@ -277,12 +277,10 @@ EDITS_AFTERWARDS = {  # they put back what they keep after the last step, and ha
 }  # fmt: skip
 
 
-OFTEN = {  # those that were once laid out or cut wrongly, and one of each kind
-    "AnimateDiffPipeline", "CogVideoXPipeline", "FluxPipeline", "HiDreamImagePipeline", "HunyuanDiTPipeline",
-    "HunyuanVideo15Pipeline", "Kandinsky3Pipeline", "Kandinsky5T2IPipeline", "Krea2Pipeline", "LTXPipeline",
-    "LattePipeline", "Lumina2Pipeline", "MochiPipeline", "PRXPipeline", "QwenImagePipeline", "SanaPipeline",
-    "StableDiffusionImg2ImgPipeline", "StableDiffusionXLPipeline", "WanImageToVideoPipeline",
-    "ZImageControlNetPipeline",
+OFTEN = {  # of those that were once laid out or cut wrongly, one of each kind
+    "AnimateDiffPipeline", "HiDreamImagePipeline", "HunyuanDiTPipeline", "Kandinsky5T2IPipeline", "Krea2Pipeline",
+    "LTXPipeline", "Lumina2Pipeline", "PRXPipeline", "QwenImagePipeline", "SanaPipeline", "StableDiffusionXLPipeline",
+    "WanImageToVideoPipeline", "ZImageControlNetPipeline",
 }  # fmt: skip
 
 
