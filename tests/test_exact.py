@@ -18,17 +18,19 @@ pytestmark = pytest.mark.slow
 
 
 class Exact(DiffusionPipeline):
-    """Draws numbers z by the exact denoiser D(x, t) of their law."""
+    """Draws z of any dimension by the exact denoiser D(x, t) of their law."""
 
-    def __init__(self, scheduler):
+    def __init__(self, scheduler, denoiser=gaussian, dimension=1):
         super().__init__()
         self.register_modules(scheduler=scheduler)
+        self.denoiser = denoiser
+        self.dimension = dimension
 
     def __call__(
         self, prompt, num_images_per_prompt=1, num_inference_steps=50, generator=None, output_type="np",
     ):  # fmt: skip
         prompts = 1 if isinstance(prompt, str) else len(prompt)
-        x = randn_tensor((prompts * num_images_per_prompt, 1), generator=generator)
+        x = randn_tensor((prompts * num_images_per_prompt, self.dimension), generator=generator)
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps))
         for t in self.scheduler.timesteps:
             s = float(t) / 1000
@@ -42,14 +44,18 @@ def first(z, prompts):
     return z.flatten()
 
 
-def steer(seed, particles=2000, denoiser=gaussian, *, steps=50, prompt: str | list[str] = "", order=2, **options):
-    pipe = Exact(FlowMatchEulerDiscreteScheduler())
-    pipe.denoiser = denoiser
-    pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=5, solver_order=order)
+def steer(
+    seed, particles=2000, denoiser=gaussian, *, steps=50, prompt: str | list[str] = "", order=2, dimension=1,
+    correlation="ddpm", num_transitions=5, **options,
+):  # fmt: skip
+    pipe = Exact(FlowMatchEulerDiscreteScheduler(), denoiser, dimension)
+    pipe.scheduler = GLASSScheduler.from_scheduler(
+        pipe.scheduler, num_transitions=num_transitions, solver_order=order, correlation=correlation
+    )
     pipe.scheduler.set_generator(tiny.seeded(1000 + seed))  # one for each of many rows takes long
     options = {"reward": first, "reward_scale": 2.0, "decode": lambda z: z} | options
     steerer = FeynmanKacSteerer(pipe, num_particles=particles, **options)
-    return steerer(prompt, num_inference_steps=steps, generator=tiny.seeded(seed), output_type="np")
+    return steerer(prompt, num_inference_steps=steps, generator=tiny.seeded(seed), output_type="latent")
 
 
 def mean(out):

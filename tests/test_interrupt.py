@@ -33,7 +33,7 @@ def test_the_images_are_the_last_predictions(toy, after):
     assert out.interrupted
     assert len(predicted) == after
     assert out.ledger.network_calls == 4 * after
-    expected = decoder(PipelineCall(toy.pipe, toy.call))(predicted[-1]).movedim(1, -1).numpy()
+    expected = decoder(PipelineCall(toy.pipe, toy.call))(predicted[-1]).movedim(1, -1).detach().numpy()
     by_slot = out.images[out.order[0].argsort()]
     np.testing.assert_allclose(by_slot, expected, atol=1e-6)
     scores = tiny.brightness(torch.from_numpy(out.images).movedim(-1, 1), [""] * 4).double()
@@ -47,7 +47,7 @@ def test_rows_that_were_moved_are_the_last(flux):
     assert out.transitions == (1, 2)
     assert out.resampled.all()
     expected = predicted[-1][out.ancestors[-1, 0]]
-    expected = decoder(PipelineCall(flux.pipe, flux.call))(expected).movedim(1, -1).numpy()
+    expected = decoder(PipelineCall(flux.pipe, flux.call))(expected).movedim(1, -1).detach().numpy()
     np.testing.assert_allclose(out.images[out.order[0].argsort()], expected, atol=1e-6)
 
 
@@ -101,7 +101,7 @@ def test_a_last_step_is_not_interrupted(toy):
 def test_the_denoised_and_the_own_decoder(flux):
     """A function that decodes for the reward alone says nothing of the images."""
     out, predicted = interrupted(flux, 4, decode=lambda z: torch.full((len(z), 3, 16, 24), 0.5), ess_threshold=0)
-    expected = decoder(PipelineCall(flux.pipe, flux.call))(predicted[-1]).movedim(1, -1).numpy()
+    expected = decoder(PipelineCall(flux.pipe, flux.call))(predicted[-1]).movedim(1, -1).detach().numpy()
     np.testing.assert_allclose(out.images[out.order[0].argsort()], expected, atol=1e-6)
 
 
@@ -153,7 +153,7 @@ def test_videos():
     out, predicted = interrupted(toy, 3, **options)
     assert (full.interrupted, out.interrupted) == (False, True)
     assert out.images.shape == full.images.shape
-    expected = decoder(PipelineCall(toy.pipe, case.call()))(predicted[-1]).movedim(2, -1).numpy()
+    expected = decoder(PipelineCall(toy.pipe, case.call()))(predicted[-1]).movedim(2, -1).detach().numpy()
     np.testing.assert_allclose(out.images[out.order[0].argsort()], expected, atol=1e-6)
 
 

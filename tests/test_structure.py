@@ -22,8 +22,8 @@ ORDER = {  # within a storey each module may import those before it
     "scheduler": "hooks supported config coordinates native calls noise_source progress glass flow_match",
     "host": "ledger outputs patch refusals batch decode network_rows microbatch run",
     "steering": (
-        "arguments caller strategy feynman_kac best_of_n search scorer population record display result plotting "
-        "steerer"
+        "arguments caller strategy calibration feynman_kac best_of_n search scorer proposals population record "
+        "display diversity result plotting steerer"
     ),
 }
 TORCH_ONLY = ("flow", "smc")
@@ -73,8 +73,8 @@ def test_arrows_point_down(storey, name):
     for level, module in imports(SOURCE / storey / f"{name}.py"):
         root = module.split(".")[0]
         if level == 1:
-            # a figure is drawn by a result that is asked for it
-            drawn = (name, root) == ("result", "plotting")
+            # a figure is drawn by a result or a calibration that is asked for it
+            drawn = name in ("result", "calibration") and root == "plotting"
             assert root in below or drawn, f"{storey}/{name} imports {module}"
         elif level == 2:
             assert root in STANDS_ON[storey], f"{storey}/{name} imports {module}"

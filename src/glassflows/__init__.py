@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from .steering import (
         BeamSearch,
         BestOfN,
+        Calibration,
         FeynmanKac,
         FeynmanKacSteerer,
         Steerer,
         SteeringResult,
+        Twist,
     )
 
 # so that model_index.json reads ["glassflows", "GLASSScheduler"]
@@ -30,6 +32,7 @@ GLASSScheduler.__module__ = GLASSFlowMatchScheduler.__module__ = "glassflows"
 __all__ = [
     "BeamSearch",
     "BestOfN",
+    "Calibration",
     "FeynmanKac",
     "FeynmanKacSteerer",
     "GLASSFlowMatchScheduler",
@@ -41,6 +44,7 @@ __all__ = [
     "Solver",
     "Steerer",
     "SteeringResult",
+    "Twist",
     "VarianceExploding",
     "VariancePreserving",
     "renewal",
@@ -54,12 +58,14 @@ __all__ = [
 _LATER = {  # they import transformers
     "BeamSearch": "steering",
     "BestOfN": "steering",
+    "Calibration": "steering",
     "FeynmanKac": "steering",
     "FeynmanKacSteerer": "steering",
     "Ledger": "host.ledger",
     "MicroBatches": "host.microbatch",
     "Steerer": "steering",
     "SteeringResult": "steering",
+    "Twist": "steering",
 }
 
 

@@ -6,7 +6,8 @@ A family is a set of pipelines that decode alike, and a function of a call and i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +73,6 @@ def decoder(call: PipelineCall) -> Decode:
             f"{_REMEDY}"
         )
 
-    @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:
         if type(getattr(call.pipe, "vae", None)).__name__ in ONE_AT_A_TIME:
             return torch.cat([family(call, one).float() for one in latents.split(1)])
@@ -289,21 +289,26 @@ def _waveform(call: PipelineCall, latents: Tensor) -> Tensor:
 def _denormalise_and_decode(vae: Any, latents: Tensor, **override: Any) -> Tensor:
     """Undo the scaling to unit variance and run the autoencoder.
 
-    An autoencoder that overflows in half precision (SDXL) is upcast.
-
     Args:
         override: Config values to use in place of the autoencoder's.
     """
-    dtype = vae.dtype
-    upcast = dtype == torch.float16 and vae.config.get("force_upcast", False)
-    try:
-        if upcast:
-            vae.to(torch.float32)
+    with upcast_where_it_overflows(vae):
         latents = _denormalised(latents.to(vae.dtype), {**vae.config, **override})
         return vae.decode(latents, return_dict=False)[0]
+
+
+@contextmanager
+def upcast_where_it_overflows(vae: Any) -> Iterator[None]:
+    """Hold an autoencoder that overflows in half precision (SDXL) in float32, within a block."""
+    dtype = getattr(vae, "dtype", None)
+    if dtype != torch.float16 or not vae.config.get("force_upcast", False):
+        yield
+        return
+    try:
+        vae.to(torch.float32)
+        yield
     finally:
-        if upcast:
-            vae.to(dtype)
+        vae.to(dtype)
 
 
 def _denormalised(latents: Tensor, config: Mapping[str, Any]) -> Tensor:

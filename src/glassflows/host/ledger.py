@@ -21,21 +21,26 @@ class Ledger:
         decodes: Latents decoded for the reward, one per particle and scoring; the pipeline's own
             last ones are not counted.
         reward_calls: Samples scored.
-        seconds: Wall-clock seconds: "network", "decode", "reward", "total"; the rest of the total
+        seconds: Wall-clock seconds: "network", "decode", "reward", "gradient" (backwards alone),
+            "total"; the rest of the total
             is the pipeline's own (text encoders, its last decoding). An accelerator is waited for
             at either end of each, so that none is charged with what another queued.
+        gradients: Samples whose reward was differentiated, through the decoder.
     """
 
     network_calls: int = 0
     decodes: int = 0
     reward_calls: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float), compare=False)
+    gradients: int = 0
 
     def __str__(self) -> str:
         counts = (
             f"{self.network_calls} network calls, {self.decodes} decodes, "
             f"{self.reward_calls} reward calls"
         )
+        if self.gradients:
+            counts += f", {self.gradients} gradients"
         times = dict(self.seconds)
         total = times.pop("total", None)
         if total is None:

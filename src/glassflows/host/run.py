@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, NamedTuple, NoReturn
 from weakref import WeakSet
@@ -27,7 +27,13 @@ from .batch import (
     gives_fewer_rows,
     lay_out,
 )
-from .decode import ONE_AT_A_TIME, Decode, PipelineCall, decoder
+from .decode import (
+    ONE_AT_A_TIME,
+    Decode,
+    PipelineCall,
+    decoder,
+    upcast_where_it_overflows,
+)
 from .ledger import Ledger
 from .microbatch import (
     DECODERS,
@@ -112,6 +118,10 @@ class PipelineRun:
             ValueError: if the pipeline is of no known family.
         """
         return decoder(PipelineCall(self.pipe, self._given, self._sizes))
+
+    def held_for_gradients(self) -> AbstractContextManager[None]:
+        """Return a context in which the autoencoder stays in one dtype, backwards included."""
+        return upcast_where_it_overflows(getattr(self.pipe, "vae", None))
 
     def show(self, **values: str) -> None:
         """Show values on the pipeline's own progress bar."""
@@ -305,6 +315,15 @@ class _RowsHook(TransitionHook):
             rows = torch.cat(copies).to(z.device)
         self.moves.append(rows)
         return rows
+
+    def shift(self, at: Boundary, z: Tensor) -> Tensor | None:
+        with current(None):
+            mean = self.inner.shift(at, z[: self.number])
+        return None if mean is None else torch.cat([mean] * self.copies)
+
+    def drew(self, at: Boundary, noise: Tensor) -> None:
+        with current(None):
+            self.inner.drew(at, noise[: self.number])
 
     def _begin(self, x_t: Tensor) -> None:
         pipe = self.run.pipe

@@ -41,6 +41,11 @@ class Call(NamedTuple):
     draws: bool
     told: NetworkCall
 
+    @property
+    def ends_in_prediction(self) -> bool:
+        """Whether its transition ends in the ẑ of this only call, whatever noise it draws."""
+        return _ends_in_prediction(self.block)
+
 
 @dataclass(frozen=True)
 class Transitions:
@@ -191,9 +196,18 @@ class Timetable:
         drawn = [k > 0 or draws_first for k in range(len(blocks))]
         noisy = [one and not _ends_in_prediction(b) for one, b in zip(drawn, blocks, strict=True)]
         stochastic = list(accumulate(reversed(noisy), or_))[::-1]  # from there on
+        number = sum(len(block.steps) for block in blocks)
         calls: list[Call] = []
         for k, block in enumerate(blocks):
-            at = Boundary(k, len(blocks), block.transition.t, stochastic[k])
+            at = Boundary(
+                k,
+                len(blocks),
+                block.transition.t,
+                stochastic[k],
+                number,
+                block.transition.lam_end,
+                self._native.data_scale,
+            )
             for i, step in enumerate(block.steps):
                 boundary = at if i == 0 else None
                 told = NetworkCall(begin + len(calls), len(self._told), step.level, boundary)

@@ -19,7 +19,7 @@ from ..flow.solver import InnerGrid, Solver
 from ..flow.state import inner_step, start
 from ..flow.transition import Correlations, check_correlations
 from . import config as configs
-from .calls import FirstTransition, Timetable, Transitions
+from .calls import Call, FirstTransition, Timetable, Transitions
 from .hooks import Boundary, NetworkCall, TransitionHook
 from .native import Native
 from .noise_source import Generators, NoiseSource, check_initial_noise
@@ -360,7 +360,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         rows = self._tell(call.told, sample, denoised)
         if rows is not None:
             state, denoised = state.select(rows), denoised[rows]
-        noise = self._noise.draw(x, generator) if call.draws else None
+        noise = self._fresh_noise(call, x, denoised, generator) if call.draws else None
         x_next, state = inner_step(call.block, call.i, state, denoised, noise)
         if run.is_at_last_call:  # in units of the native sampler
             x_next = self._timetable.end_scale * x_next  # type: ignore[union-attr]
@@ -408,6 +408,19 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             if self.hook is None:
                 return None
             return self.hook.at_boundary(told.boundary, sample, self._native.data_scale * denoised)
+
+    def _fresh_noise(
+        self, call: Call, x: Tensor, denoised: Tensor, generator: Generators | None
+    ) -> Tensor:
+        """Return the noise ε̄ of a transition, which the hook may shift where it matters."""
+        noise, at = self._noise.draw(x, generator), call.told.boundary
+        if self.hook is None or at is None or call.ends_in_prediction:
+            return noise
+        with self._hooks_running():
+            mean = self.hook.shift(at, self._native.data_scale * denoised)
+            noise = noise if mean is None else noise + mean.to(noise)
+            self.hook.drew(at, noise)
+        return noise
 
     def _on_host_scale(self, denoised: Tensor, dtype: torch.dtype) -> Tensor:
         """Return ẑ in the host's units."""

@@ -7,6 +7,7 @@ returns nothing; a *transition hook* may also choose which rows go on.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,12 +25,19 @@ class Boundary:
         level: Noise level of x_t.
         stochastic: Whether fresh noise of this or a later transition still matters. If not, equal
             rows stay equal to the end: in a transition to data of one call the end is ẑ itself.
+        num_calls: Number of network calls of the run.
+        lam_end: λ̄ of the transition, √ of the precision with which its innovation measures z in
+            the end; infinite for a transition to data.
+        data_scale: Units of ẑ, as a hook gets it, per standard deviation of the data.
     """
 
     index: int
     total: int
     level: NoiseLevel
     stochastic: bool = True
+    num_calls: int = 0
+    lam_end: float = math.inf
+    data_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,23 @@ class TransitionHook:
             N indices of rows, an int64 tensor; None for all of them as they are.
         """
         return None
+
+    def shift(self, at: Boundary, z: Tensor) -> Tensor | None:
+        """Choose the mean of the fresh noise of a transition, after the rows that go on.
+
+        A boundary whose fresh noise does not matter is not asked.
+
+        Args:
+            at: The boundary.
+            z: The denoised prediction of the rows that went on, float32, shape (N, *event).
+
+        Returns:
+            The mean m of the noise ε̄ = m + ξ, shape of z; None for 0.
+        """
+        return None
+
+    def drew(self, at: Boundary, noise: Tensor) -> None:
+        """Take note of the fresh noise ε̄ of a transition, its mean included, shape (N, *event)."""
 
     def after_call(self, call: NetworkCall, x_next: Tensor) -> None:
         """Take note of a network call and of the latents that the pipeline is handed after it.

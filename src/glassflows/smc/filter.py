@@ -6,7 +6,7 @@ computed from the scaled rewards λ r, and resamples. All tensors are float64, o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -97,6 +97,18 @@ def step(
         paid=paid.gather(-1, ancestors),
     )
     return new, FilterInfo(ancestors, sizes, resampled, log_potential)
+
+
+def reweigh(state: FilterState, log_ratio: Tensor) -> FilterState:
+    """Multiply the weights of particles that moved by another law than the model's.
+
+    No potential has paid for this: the additions for rewards still sum to λ r_final.
+
+    Args:
+        log_ratio: Log of the density of each move under the model's law, less that under the law it
+            was drawn from, shape (G, K), float64.
+    """
+    return replace(state, log_weights=state.log_weights + log_ratio)
 
 
 def finish(state: FilterState, scaled: Tensor) -> FilterState:

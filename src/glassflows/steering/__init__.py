@@ -1,7 +1,9 @@
 """Who goes on: strategies over the particles of a run, and the steerer that puts all together."""
 
 from .best_of_n import BestOfN
+from .calibration import Calibration
 from .feynman_kac import FeynmanKac
+from .proposals import Twist
 from .result import SteeringResult
 from .search import BeamSearch
 from .steerer import FeynmanKacSteerer, Steerer
@@ -10,6 +12,7 @@ from .strategy import Decision, Outcome, Strategy
 __all__ = [
     "BeamSearch",
     "BestOfN",
+    "Calibration",
     "Decision",
     "FeynmanKac",
     "FeynmanKacSteerer",
@@ -17,4 +20,5 @@ __all__ = [
     "Steerer",
     "SteeringResult",
     "Strategy",
+    "Twist",
 ]

@@ -44,16 +44,27 @@ class BestOfN:
     def due(self, at: Boundary) -> bool:
         return False
 
-    def init(self, groups: int, particles: int) -> None:
-        return None
+    def init(self, groups: int, particles: int) -> Tensor:
+        """Return the log-weights of particles that have moved by no law but the model's."""
+        return torch.zeros(groups, particles, dtype=torch.float64, device="cpu")
 
     def step(
-        self, state: None, rewards: Tensor, at: Boundary, generators: Generators
-    ) -> tuple[None, Decision]:
-        return None, Decision.keep(rewards)
+        self, state: Tensor, rewards: Tensor, at: Boundary, generators: Generators
+    ) -> tuple[Tensor, Decision]:
+        return state, Decision.keep(rewards)
 
-    def finish(self, state: None, rewards: Tensor, total: int) -> Outcome:
-        scale = 1.0 if self.reward_scale is None else self.reward_scale
-        device = rewards.device
-        scales = torch.full(rewards.shape[:1], scale, dtype=torch.float64, device=device)
-        return Outcome(normalise(scale * rewards), log_mean(scale * rewards), scales)
+    def scale(self, state: Tensor, at: Boundary) -> Tensor:
+        """Return λ_r, shape (P, 1)."""
+        return self._scale_of(state)
+
+    def reweigh(self, state: Tensor, log_ratio: Tensor) -> Tensor:
+        """Return the state of particles whose log-weights are larger by `log_ratio`, (P, K)."""
+        return state + log_ratio
+
+    def finish(self, state: Tensor, rewards: Tensor, total: int) -> Outcome:
+        scale = self._scale_of(rewards)
+        log_weights = state + scale * rewards
+        return Outcome(normalise(log_weights), log_mean(log_weights), scale[:, 0])
+
+    def _scale_of(self, rows: Tensor) -> Tensor:
+        return torch.full_like(rows[:, :1], 1.0 if self.reward_scale is None else self.reward_scale)

@@ -96,8 +96,17 @@ def as_html(result: SteeringResult) -> str:
     return "".join(cells)
 
 
+def variety(lineages: float, diversity: float) -> str:
+    """Return in a few words how different particles are; a diversity of NaN is left out."""
+    words = f"{lineages:.3g} lineage" + ("" if lineages == 1 else "s")
+    return words if math.isnan(diversity) else f"{words}, diversity {diversity:.2g}"
+
+
 def summary(result: SteeringResult) -> str:
-    """Return in a line what a call drew, how its weights went and what it cost."""
+    """Return in a line what a call drew, how its weights went and what it cost.
+
+    Effective sample sizes, lineages and diversity are means over prompts.
+    """
     prompts, particles = result.rewards.shape
     best = labels([float(row[slot]) for row, slot in zip(result.rewards, result.best, strict=True)])
     parts = [
@@ -107,6 +116,8 @@ def summary(result: SteeringResult) -> str:
     if len(result.ess):
         sizes = " → ".join(f"{size:.1f}" for size in result.ess.mean(1).tolist())
         parts.append(f"ESS {sizes} of {particles}")
+    lineages = float(result.lineages.double().mean())
+    parts.append(variety(lineages, float(result.diversity.mean())))
     if result.interrupted:
         parts.append("interrupted")
     return "; ".join([*parts, str(result.ledger)])

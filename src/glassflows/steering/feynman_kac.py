@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from ..smc import filter as smc
 from ..smc.potentials import Potential, potential_named
 from ..smc.resampling import resampling_named
 from ..smc.weights import normalise
+from .calibration import Calibration
 from .caller import warn
 from .strategy import Decision, Generators, Outcome, check_whole, described, worth
 
@@ -72,6 +73,9 @@ class FeynmanKac:
         score_every: Score at every so many transitions.
         start: Score from this fraction of the transitions on.
         stop: Score up to this fraction of the transitions.
+        calibration: How much rewards on the way tell of the final one; None for as much as it.
+            λ_r, a number, is then that of the target, and b_k λ_r that of boundary k. A run of
+            other transitions or network calls than the calibration's is refused.
 
     Raises:
         ValueError: if an option is out of range.
@@ -87,6 +91,7 @@ class FeynmanKac:
     score_every: int = 1
     start: float = 0.0
     stop: float = 1.0
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         check_whole("score_every", self.score_every)
@@ -102,6 +107,13 @@ class FeynmanKac:
                 f"{self.stop!r}"
             )
         object.__setattr__(self, "reward_scale", _checked_scale(self.reward_scale))
+        if not (self.calibration is None or isinstance(self.calibration, Calibration)):
+            raise ValueError(
+                f"calibration: expected a Calibration or None, got {self.calibration!r}: "
+                "steerer.calibrate(prompts) makes one, and Calibration.load(path) reads one"
+            )
+        if self.calibration is not None:
+            check_calibrates(self.reward_scale, f"{self.calibration.reward_scale:.3g}")
         potential_named(self.potential)  # refuses unknown names, as does the next
         resampling_named(self.resampling)
 
@@ -124,6 +136,8 @@ class FeynmanKac:
     def step(
         self, state: FeynmanKacState, rewards: Tensor, at: Boundary, generators: Generators
     ) -> tuple[FeynmanKacState, Decision]:
+        if self.calibration is not None:
+            self.calibration.check_run(at)
         chosen = self._chosen(state.chosen, rewards)
         scale, target = (self._scale(chosen, done, at.total) for done in (at.index, at.total))
         filtered, info = smc.step(
@@ -137,6 +151,16 @@ class FeynmanKac:
         judged = state.judged or self._judge(rewards, scale, target, info)
         decision = Decision(info.ancestors, info.resampled, info.ess, worth(rewards, target[:, 0]))
         return FeynmanKacState(filtered, chosen, judged), decision
+
+    def scale(self, state: FeynmanKacState, at: Boundary) -> Tensor:
+        """Return λ_r as it counts at a boundary, shape (P, 1); 0 where "auto" has not chosen."""
+        if self.calibration is not None:
+            self.calibration.check_run(at)
+        return self._scale(state.chosen, at.index, at.total)
+
+    def reweigh(self, state: FeynmanKacState, log_ratio: Tensor) -> FeynmanKacState:
+        """Return the state of particles whose log-weights are larger by `log_ratio`, (P, K)."""
+        return replace(state, filter=smc.reweigh(state.filter, log_ratio))
 
     def finish(self, state: FeynmanKacState, rewards: Tensor, total: int) -> Outcome:
         scale = self._scale(self._chosen(state.chosen, rewards), total, total)
@@ -172,6 +196,8 @@ class FeynmanKac:
                     f"{len(given)}"
                 )
             given = given[index - 1]
+        elif self.calibration is not None and index < total:
+            given = self.calibration.schedule(given)[index - 1]  # b_k λ on the way, λ at the end
         return torch.full_like(chosen, float(given))
 
     def _judge(self, rewards: Tensor, scale: Tensor, target: Tensor, info: smc.FilterInfo) -> bool:
@@ -193,17 +219,19 @@ class FeynmanKac:
         furthest = float((number * normalise(scaled).exp() - 1).abs().max())
         size = float(smc.scale_for_ess(rewards[differ], AUTO_ESS).median())
         better = math.copysign(size, float(target.max()))
-        advice = f"About {better:.3g} would leave half of the particles effective."
+        advice = "About {:.3g} would leave half of the particles effective."
         if furthest < _FLAT:
             warn(
                 f"reward_scale={float(target.max()):g} leaves the weights within {furthest:.1%} of "
-                f"uniform: steering does next to nothing. {advice}"
+                f"uniform: steering does next to nothing. {advice.format(better)}"
             )
         collapsed = (info.ess < _COLLAPSED) & info.resampled
         if number > 2 and collapsed[differ].double().mean() > 0.5:  # of two particles half is one
+            here = float(scale.max())
+            share = 1.0 if self.calibration is None else here / float(target.max())  # b_k
             warn(
-                f"reward_scale={float(scale.max()):g} leaves one of {number} particles nearly all "
-                f"the weight at the first scoring: the others are lost. {advice}"
+                f"reward_scale={here / share:g} leaves one of {number} particles nearly all the "
+                "weight at the first scoring: the others are lost. " + advice.format(better / share)
             )
         return True
 
@@ -215,6 +243,21 @@ class FeynmanKac:
                 f"particle, of shape {tuple(scaled.shape[1:])}"
             )
         return log_potential
+
+
+def check_calibrates(scale: RewardScale | None, proposal: str) -> None:
+    """Raise ValueError unless a reward scale goes with a calibration.
+
+    Args:
+        scale: The reward scale, checked.
+        proposal: What to take for it.
+    """
+    if not (scale is None or isinstance(scale, Real)):
+        raise ValueError(
+            "reward_scale: expected a number together with a calibration, since the calibration is "
+            f"the schedule and the number its last value, got {scale!r}: give a number, "
+            f"reward_scale={proposal} for half of the final particles effective"
+        )
 
 
 def _scaled(scale: Tensor, rewards: Tensor) -> Tensor:

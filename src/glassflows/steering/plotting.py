@@ -1,4 +1,4 @@
-"""Figures of a steering run (matplotlib).
+"""Figures of a steering run, and of a calibration (matplotlib).
 
 A genealogy shows the particles of one prompt at each scoring, and the parent of each particle.
 """
@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from .display import labels
+from .display import labels, variety
 from .strategy import worth
 
 _WINNER, _KEPT, _LOST = "#c1440e", "#4d4d4d", "#cccccc"
@@ -23,7 +23,7 @@ _MOST = 12  # particles or rows with pictures and scores; if there are more, par
 _TALLEST = 9.0  # inches
 
 
-class Genealogy(Figure):
+class OwnFigure(Figure):
     """A figure of its own, which pyplot does not know of and so neither keeps nor shows again."""
 
     def __init__(self, width: float, height: float) -> None:
@@ -41,10 +41,11 @@ def genealogy(result: Any, prompt: int = 0) -> Figure:
     """Draw particles as columns and scorings as rows, the first at the top; return the figure.
 
     The last row holds the final samples. Lines lead to parents: red in the lineage of the best
-    sample, dark in other lineages that reached the end. Curves beside the rows show the effective
-    sample size and the rewards, their mean dark and the best red. With more than 12 particles or
-    rows, particles are dots, brighter for better rewards, and a star marks resampling. What is
-    best is up to the target: where λ_r is negative, the lowest reward.
+    sample, dark in other lineages that reached the end. The title tells how many lineages did, and
+    the diversity of the final samples. Curves beside the rows show the effective sample size and
+    the rewards, their mean dark and the best red. With more than 12 particles or rows, particles
+    are dots, brighter for better rewards, and a star marks resampling. What is best is up to the
+    target: where λ_r is negative, the lowest reward.
 
     Args:
         result: The result of a steered call.
@@ -55,7 +56,40 @@ def genealogy(result: Any, prompt: int = 0) -> Figure:
     drawing.pictures() if drawing.large else drawing.dots()
     drawing.axes_of_tree(result, prompt)
     drawing.curves(result.ess[:, prompt].numpy())
+    drawing.title(variety(int(result.lineages[prompt]), float(result.diversity[prompt])))
     return drawing.figure
+
+
+def calibration_curves(calibration: Any) -> Figure:
+    """Draw slopes and correlations over the transitions done; bars are one standard error.
+
+    A dashed line shows the slopes as they count.
+
+    Args:
+        calibration: What `calibrate` returned.
+    """
+    figure = OwnFigure(7.0, 2.8)
+    left, right = figure.subplots(1, 2)
+    done, every = calibration.transitions, 1 + calibration.num_transitions // 12
+    bars: dict[str, Any] = {"fmt": "o-", "capsize": 3, "linewidth": 1.4, "markersize": 4}
+    left.errorbar(done, calibration.slopes, calibration.slope_errors, color=_WINNER, **bars)
+    hollow: dict[str, Any] = {"markerfacecolor": "white", "markersize": 4, "linewidth": 1.2}
+    left.plot(done, calibration.shrunk, "o--", color=_KEPT, label="as it counts", **hollow)
+    left.set_title("slope $b_k$", loc="left", fontsize=9)
+    left.legend(frameon=False, fontsize=9, loc="lower right")
+    errors = calibration.correlation_errors
+    right.errorbar(done, calibration.correlations, errors, color=_WINNER, **bars)
+    right.set_title("correlation with the final reward", loc="left", fontsize=9)
+    for axes in (left, right):
+        axes.axhline(0, color=_LOST, linewidth=1, zorder=1)
+        axes.axhline(1, color=_LOST, linewidth=1, zorder=1)
+        axes.set_xlim(done[0] - 0.5, done[-1] + 0.5)
+        axes.set_xticks(done[(len(done) - 1) % every :: every])
+        axes.set_xlabel(f"transitions done, of {calibration.num_transitions}", fontsize=9)
+        axes.tick_params(length=0, labelsize=9)
+        axes.spines[:].set_visible(False)
+        axes.grid(axis="y", color="#eeeeee", zorder=0)
+    return figure
 
 
 class _Drawing:
@@ -88,7 +122,7 @@ class _Drawing:
         self.cell = 0.72 if self.large else min(0.3, 9.0 / self.columns)  # inches
         self.height = 1.3 * self.cell if self.large else min(0.3, _TALLEST / self.rows)
         width = max(self.cell * self.columns, 1.5)
-        self.figure = Genealogy(width + 3.8, self.height * self.rows + 0.9)
+        self.figure = OwnFigure(width + 3.8, self.height * self.rows + 1.15)
         self.tree, self.sizes, self.rewards = self.figure.subplots(
             1, 3, width_ratios=[width, 1.1, 1.5], sharey=True
         )
@@ -176,6 +210,10 @@ class _Drawing:
         self.tree.set_xticks(columns, [str(slot + 1) for slot in columns])
         self.tree.set_xlabel("particle")
         self._plain(self.tree, "y")
+
+    def title(self, text: str) -> None:
+        """Write a line above the particles, from the left."""
+        self.tree.set_title(text, loc="left", fontsize=9)
 
     def curves(self, ess: np.ndarray) -> None:
         """Draw effective sample sizes and rewards beside the rows."""

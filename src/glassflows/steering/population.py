@@ -11,6 +11,7 @@ from torch import Tensor
 from ..scheduler.hooks import Boundary, TransitionHook
 from ..smc.resampling import systematic
 from .caller import warn
+from .proposals import Twist, log_ratio
 from .scorer import Scorer
 from .strategy import Decision, Outcome, Strategy, worth
 
@@ -42,6 +43,7 @@ class Population(TransitionHook):
         shape: (P, K).
         keep_previews: Whether what the reward saw is kept.
         show: Shows values on a progress bar.
+        twist: Moves particles along the gradient of the reward; None for not.
 
     Attributes:
         scorings: What happened so far.
@@ -54,34 +56,78 @@ class Population(TransitionHook):
         shape: tuple[int, int],
         keep_previews: bool,
         show: Callable[..., None],
+        twist: Twist | None = None,
     ) -> None:
         self.strategy = strategy
         self.scorer = scorer
         self.shape = shape
         self.keep_previews = keep_previews
         self.show = show
+        self.twist = twist
         self.scorings: list[Scoring] = []
         self._state = strategy.init(*shape)
         self._generators = [torch.Generator() for _ in range(shape[0])]
         self._total = 0
+        self._dtype = torch.float32
+        self._gradient: Tensor | None = None
+        self._mean: Tensor | None = None
 
     def at_boundary(self, at: Boundary, x_t: Tensor, z: Tensor) -> Tensor | None:
-        self._total = at.total
+        self._total, self._dtype = at.total, x_t.dtype
+        self._gradient = self._mean = None
         if at.index == 0:  # from pure noise every prediction is nearly E[z]: nothing to score yet
             return None
         if not self.strategy.due(at):
             return None
-        samples = self.scorer.decoded(z.to(x_t.dtype, copy=True))
-        # the reward may write into what it gets
-        preview = self.scorer.preview(samples) if self.keep_previews else None
-        rewards = self.scorer.score(samples)
+        preview, rewards = self._scored(at, z)
         self._state, decision = self.strategy.step(self._state, rewards, at, self._generators)
         self.scorings.append(Scoring(at.index, rewards, decision, preview))
         best = (rewards if decision.worth is None else decision.worth).argmax()
         self.show(
             reward=f"{float(rewards.flatten()[best]):.4g}", ess=f"{float(decision.ess.mean()):.1f}"
         )
-        return self.rows(decision.ancestors) if decision.resampled.any() else None
+        if not decision.resampled.any():
+            return None
+        rows = self.rows(decision.ancestors)
+        if self._gradient is not None:
+            self._gradient = self._gradient[rows.to(self._gradient.device)]
+        return rows
+
+    def _scored(self, at: Boundary, z: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return what is kept of denoised predictions as the reward sees them, and their rewards.
+
+        Their gradients are taken on the way where they are needed.
+        """
+        if self.twist is None or not at.stochastic:
+            samples = self.scorer.decoded(z.to(self._dtype, copy=True))
+            # the reward may write into what it gets
+            preview = self.scorer.preview(samples) if self.keep_previews else None
+            return preview, self.scorer.score(samples)
+        samples, rewards, self._gradient = self.scorer.graded(z, self._dtype)
+        return self.scorer.preview(samples) if self.keep_previews else None, rewards
+
+    def shift(self, at: Boundary, z: Tensor) -> Tensor | None:
+        if self.twist is None or at.index == 0:  # from pure noise the gradient is that of E[z]
+            return None
+        if self._gradient is None:  # no scoring was due
+            self._gradient = self.scorer.graded(z, self._dtype).gradients
+        scale = self._scale(at).expand(self.shape).flatten()
+        self._mean = self.twist.mean(self._gradient, scale, at)
+        return self._mean
+
+    def drew(self, at: Boundary, noise: Tensor) -> None:
+        reweigh = getattr(self.strategy, "reweigh", None)
+        if self._mean is not None and reweigh is not None:
+            ratio = log_ratio(self._mean, noise).view(self.shape)
+            self._state = reweigh(self._state, ratio)
+
+    def _scale(self, at: Boundary) -> Tensor:
+        """Return λ_r as it counts at a boundary, shape (P, 1)."""
+        known = getattr(self.strategy, "scale", None)
+        if known is not None:
+            return known(self._state, at)
+        scale = getattr(self.scorer.reward, "reward_scale", 1.0)
+        return torch.full((self.shape[0], 1), scale, dtype=torch.float64, device="cpu")
 
     def begins(self, seeds: list[int]) -> None:
         """Seed the generator of each group by its first particle."""

@@ -17,12 +17,13 @@ from PIL.Image import open as open_image
 from torch import Tensor
 
 from ..host.ledger import Ledger
+from .calibration import Calibration
 
 if TYPE_CHECKING:
     from .result import SteeringResult
 
 _RECORD, _SAMPLES, _ARRAYS = "steering.json", "samples.npy", "arrays.npz"
-_COUNTS = ("network_calls", "decodes", "reward_calls")
+_COUNTS = ("network_calls", "decodes", "reward_calls", "gradients")
 _FIELDS = (
     "rewards",
     "log_weights",
@@ -33,6 +34,7 @@ _FIELDS = (
     "log_evidence",
     "reward_scale",
     "order",
+    "diversity",
 )
 
 
@@ -83,6 +85,7 @@ def save(result: SteeringResult, folder: str | Path) -> Path:
     pictures = {name: film.png() for name, film in zip(_names(len(films)), films, strict=True)}
     exact = not isinstance(result.images, list)
     record: dict[str, Any] = {name: getattr(result, name).tolist() for name in _FIELDS}
+    record["lineages"] = result.lineages.tolist()  # for readers; it follows from `ancestors`
     record["transitions"] = result.transitions
     record["strategy"] = result.strategy
     record["interrupted"] = result.interrupted
@@ -145,11 +148,12 @@ def load(folder: str | Path) -> dict[str, Any]:
         "order": torch.int64,
         "resampled": torch.bool,
     }
+    record.setdefault("diversity", [math.nan] * prompts)  # of a result from before it was measured
     fields = {}
     for name in _FIELDS:
         values = torch.tensor(record[name], dtype=kinds.get(name, torch.float64))
         fields[name] = values.view(shapes.get(name, values.shape))
-    counts = {name: record["ledger"][name] for name in _COUNTS}
+    counts = {name: record["ledger"].get(name, 0) for name in _COUNTS}
     ledger = Ledger(**counts, seconds=defaultdict(float, record["ledger"]["seconds"]))
     return fields | {
         "images": _samples(folder, record["samples"]),
@@ -325,6 +329,8 @@ def written(value: Any) -> Any:
         return value
     if isinstance(value, torch.Generator):
         return _written_generator(value)
+    if isinstance(value, Calibration):
+        return value.record()
     if isinstance(value, dict):
         return {str(name): written(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..host.ledger import Ledger
 from . import record
 from .display import Film, as_html, summary
+from .diversity import num_lineages
 from .strategy import worth
 
 
@@ -49,6 +50,9 @@ class SteeringResult:
         reward_scale: λ_r of the final weighing, shape (P,); the run chose it if it was "auto".
         order: Slot of each returned image, shape (P, n): `images[p * n + i]` came from slot
             `order[p, i]`.
+        diversity: Mean distance of two of the K final samples of each prompt, shape (P,), float64:
+            the root of their mean squared difference, as the reward sees them (images in [0, 1],
+            latents of any range), whether returned or not. 0 for copies and for K = 1.
         interrupted: Whether `pipe._interrupt` ended the run before its last step. The images, or
             the latents for `output_type="latent"`, and their rewards are then those of the last
             denoised predictions, decoded as for the reward, without a watermark. Before the first
@@ -74,6 +78,7 @@ class SteeringResult:
     strategy: str
     reward_scale: Tensor
     order: Tensor
+    diversity: Tensor
     interrupted: bool
     others: dict[str, Any]
     ledger: Ledger
@@ -99,6 +104,15 @@ class SteeringResult:
     def image_rewards(self) -> Tensor:
         """The reward of each of `images`, shape (P · n,), in their order."""
         return self.rewards.gather(1, self.order).flatten()
+
+    @property
+    def lineages(self) -> Tensor:
+        """How many particles of the first scoring have final descendants, shape (P,), int64.
+
+        K of each prompt if nothing was resampled, or no scoring took place; 1 if all final
+        particles descend from the same one.
+        """
+        return num_lineages(self.ancestors)
 
     def lineage(self, prompt: int = 0, slot: int | None = None) -> list[int]:
         """Return the slots of a final particle's ancestors at each scoring, then its own slot.
@@ -149,7 +163,7 @@ class SteeringResult:
         """Return a result that was saved, equal to what it was.
 
         Tensors are on the CPU. Of `others`, an object that is neither data nor an image is replaced
-        by the name of its type.
+        by the name of its type. A result that was saved before there was a `diversity` has NaN.
 
         Raises:
             FileNotFoundError: if no result was saved in the folder.

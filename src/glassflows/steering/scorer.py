@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +63,20 @@ def load_reward(reward: Any) -> None:
     load()
 
 
+class Graded(NamedTuple):
+    """Samples with their rewards and the gradients of these.
+
+    Args:
+        samples: What the reward saw, shape (N, …).
+        rewards: Shape (P, K), float64; of a part of the particles, (N,).
+        gradients: ∇ r of each sample in its latents, shape (N, *event), float32.
+    """
+
+    samples: Tensor
+    rewards: Tensor
+    gradients: Tensor
+
+
 class Scorer:
     """Scores the particles of a run.
 
@@ -71,7 +86,9 @@ class Scorer:
         prompts: The prompt of each particle, prompt-major.
         num_particles: K.
         batches: How many samples are decoded and scored at a time.
-        ledger: Where decodes, reward calls and seconds are counted.
+        ledger: Where decodes, reward calls, gradients and seconds are counted.
+        held_for_gradients: Context in which what `decode` runs stays as it is from a decode to its
+            backward.
     """
 
     def __init__(
@@ -82,7 +99,9 @@ class Scorer:
         num_particles: int,
         batches: MicroBatches,
         ledger: Ledger,
+        held_for_gradients: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        self.held_for_gradients = held_for_gradients
         self.reward = reward
         self.decode = decode
         self.prompts = prompts
@@ -98,12 +117,15 @@ class Scorer:
     @torch.no_grad()
     def decoded(self, latents: Tensor) -> Tensor:
         """Return what the reward sees of latents, float32."""
+        size = self.batches.decode or len(latents)
+        return torch.cat([self._decoded(part) for part in latents.split(size)])
+
+    def _decoded(self, latents: Tensor) -> Tensor:
         decode = self.decode
         if isinstance(decode, str):
             return latents.float()
-        size = self.batches.decode or len(latents)
         with self.ledger.timing("decode"), naming_batch_size("decode"):
-            samples = torch.cat([_checked(decode(part), part) for part in latents.split(size)])
+            samples = _checked(decode(latents), latents)
         self.ledger.decodes += len(latents)
         return samples
 
@@ -115,30 +137,73 @@ class Scorer:
             ValueError: if the reward does not return one finite score per sample.
         """
         size = self.batches.reward or len(samples)
-        with self.ledger.timing("reward"):
-            parts = [
-                self._scores(part, list(self.prompts[i * size :][: len(part)]))
-                for i, part in enumerate(samples.split(size))
-            ]
-        rewards = torch.cat(parts)
-        self.ledger.reward_calls += len(rewards)
-        if not rewards.isfinite().all():
-            raise ValueError(
-                f"reward returned {rewards.tolist()}; expected finite scores: check the images it "
-                "was given"
-            )
-        return rewards.view(-1, self.num_particles)
+        parts = [self._scores(part, i * size) for i, part in enumerate(samples.split(size))]
+        return self._finite(torch.cat(parts)).view(-1, self.num_particles)
 
-    def _scores(self, samples: Tensor, prompts: list[str | None]) -> Tensor:
-        with naming_batch_size("reward"):
+    def graded(self, latents: Tensor, dtype: torch.dtype) -> Graded:
+        """Return samples, their rewards, and the gradients of these in the latents.
+
+        Some particles at a time are decoded, scored and differentiated.
+
+        Args:
+            latents: Shape (N, *event), float32.
+            dtype: What latents are decoded in.
+
+        Raises:
+            ValueError: if the reward does not return one finite score per sample, or one without a
+                gradient.
+        """
+        sizes = (self.batches.decode, self.batches.reward, len(latents))
+        size = min(one for one in sizes if one is not None)
+        parts = [self._graded(part, i * size, dtype) for i, part in enumerate(latents.split(size))]
+        samples, scores, gradients = (torch.cat(column) for column in zip(*parts, strict=True))
+        rewards = self._finite(scores).view(-1, self.num_particles)
+        if not gradients.isfinite().all():
+            raise ValueError(
+                "twist: the gradient of the reward in the latents is not finite; expected numbers: "
+                "run the decoder and the reward in float32 or bfloat16, or leave twist out"
+            )
+        return Graded(samples, rewards, gradients)
+
+    def _graded(self, latents: Tensor, first: int, dtype: torch.dtype) -> Graded:
+        ledger = self.ledger
+        with torch.inference_mode(False), torch.enable_grad(), self.held_for_gradients():
+            z = latents.clone().requires_grad_()
+            samples = self._decoded(z.to(dtype))
+            seen = samples.detach().clone()  # the reward may write into what it gets
+            scores = self._scores(samples, first)
+            if not scores.requires_grad:
+                raise ValueError(
+                    "twist: expected a reward with a gradient in its images, got scores without: "
+                    "compute them by torch from the tensor that the reward is given, without "
+                    "no_grad, detach, .item() or pictures, or leave twist out"
+                )
+            with ledger.timing("gradient"), naming_batch_size("decode"):
+                (gradient,) = torch.autograd.grad(scores.sum(), z)
+        ledger.gradients += len(latents)
+        return Graded(seen, scores.detach(), gradient)
+
+    def _scores(self, samples: Tensor, first: int) -> Tensor:
+        """Return the scores of the samples of slots `first`, `first` + 1, …, float64 on the CPU."""
+        prompts = list(self.prompts[first:][: len(samples)])
+        with self.ledger.timing("reward"), naming_batch_size("reward"):
             scores = self.reward(samples, prompts)
         scores = _numbers(scores)
+        self.ledger.reward_calls += len(samples)
         if scores.shape != (len(samples),):
             raise ValueError(
                 f"reward returned shape {tuple(scores.shape)}; expected one score per particle, "
                 f"shape ({len(samples)},): return one float for each image"
             )
         return scores
+
+    def _finite(self, rewards: Tensor) -> Tensor:
+        if not rewards.isfinite().all():
+            raise ValueError(
+                f"reward returned {rewards.tolist()}; expected finite scores: check the images it "
+                "was given"
+            )
+        return rewards
 
     def preview(self, samples: Tensor) -> Tensor:
         """Return images as bytes; latents and sound, which are not in [0, 1], as they are."""
@@ -170,9 +235,9 @@ def _numbers(scores: Any) -> Tensor:
             "list of numbers or a tensor, computed"
         )
     if isinstance(scores, Tensor):
-        return scores.detach().cpu().double()
+        return scores.cpu().double()
     try:  # numbers of Python are of double precision
-        return torch.as_tensor(scores, dtype=torch.float64, device="cpu").detach()
+        return torch.as_tensor(scores, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"reward returned {scores!r:.200}; expected one score per particle: return a list of "

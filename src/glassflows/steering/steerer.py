@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
@@ -21,8 +22,18 @@ from ..scheduler.flow_match import GLASSFlowMatchScheduler
 from ..scheduler.glass import GLASSScheduler
 from ..smc.potentials import Potential
 from .arguments import check_generator, check_not_options, check_prompt
-from .feynman_kac import FeynmanKac, RewardScale
+from .calibration import (
+    Calibration,
+    Unmoved,
+    calibrate_from,
+    check_particles,
+    check_transitions,
+    warn_if_few,
+)
+from .diversity import mean_distance
+from .feynman_kac import FeynmanKac, RewardScale, check_calibrates
 from .population import Population, Scoring, Select
+from .proposals import Twist
 from .record import recipe
 from .result import SteeringResult
 from .scorer import Reward, Scorer, check_reward, load_reward
@@ -62,6 +73,10 @@ class Steerer:
             ones as they left the last step.
         batches: How many particles are worked on at a time.
         previews: Whether the result keeps the decoded predictions of every scoring.
+        twist: Strength s with which fresh noise is shifted along the gradient of the reward, or a
+            `Twist`; 0 shifts nothing. The reward has to be differentiable. Weights are corrected,
+            so that the target stays what it is; those of a strategy that samples no known law are
+            not.
 
     Raises:
         ValueError: if an option is out of range, the reward is no function of images and prompts,
@@ -80,6 +95,7 @@ class Steerer:
         decode: Decode | Literal["latents"] | None = None,
         batches: MicroBatches = MicroBatches(),  # noqa: B008 (frozen)
         previews: bool = False,
+        twist: float | Twist = 0.0,
     ) -> None:
         check_strategy(strategy)
         self.pipe = pipe
@@ -90,6 +106,7 @@ class Steerer:
         self.decode = decode
         self.batches = batches
         self.previews = previews
+        self.twist = twist
         self._check()  # what would fail in the call is refused now
         check_steerable(pipe)
         self.strategy.init(1, num_particles)
@@ -115,6 +132,7 @@ class Steerer:
                 f'{self.decode!r}: None decodes as the pipeline does, and "latents" hands the '
                 "reward the latents"
             )
+        self._twist()
         if not isinstance(self.batches, MicroBatches):
             raise ValueError(
                 f"batches: expected MicroBatches(network=…, decode=…, reward=…), got "
@@ -158,8 +176,7 @@ class Steerer:
         After any exception the pipeline is as it was before.
         """
         self._check()
-        options = {*inspect.signature(type(self).__init__).parameters, *self._options()}
-        check_not_options(kwargs, options, self)
+        self._check_not_options(kwargs)
         check_prompt(prompt)
         check_generator(kwargs.get("generator"))
         as_tuple = not kwargs.pop("return_dict", True)
@@ -184,9 +201,12 @@ class Steerer:
             self.num_particles,
             self.batches,
             ledger,
+            run.held_for_gradients,
         )
         shape = (len(run.prompts) // self.num_particles, self.num_particles)
-        population = Population(self.strategy, scorer, shape, self.previews, run.show)
+        population = Population(
+            self.strategy, scorer, shape, self.previews, run.show, self._twist()
+        )
         load_reward(self.reward)
         with ledger.timing("total"):
             # as floats, so that the reward sees no rounding
@@ -195,6 +215,83 @@ class Steerer:
             drawn = run(scheduler, population, output_type, own)
             result = self._result(drawn, population, wanted, written)
         return (result.images, result) if as_tuple else result  # type: ignore[return-value]
+
+    def calibrate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        apply: bool = True,
+        **call: Any,
+    ) -> Calibration:
+        """Measure what the rewards on the way tell of the final ones; scale them by that.
+
+        One call of the pipeline, in which every boundary is scored, no particle is moved and none
+        is twisted: a value is that of the model's own transitions.
+
+        Args:
+            prompt: As in a call; some ten prompts or more, of the kind that will be steered.
+            apply: Whether the strategy is given the calibration, as its `calibration`.
+            call: The keyword arguments of a call: of the calls that will be steered, since a
+                calibration belongs to their transitions and network calls.
+
+        Returns:
+            The calibration. Of fewer than 4 prompts or 4 particles it comes with a warning.
+
+        Raises:
+            ValueError: as a call does; if there are fewer than 2 transitions, network calls or
+                particles, the run is interrupted, or the final rewards of no prompt differ; if
+                it is to be applied to a strategy that takes no calibration, or whose reward
+                scale is no number.
+            TypeError: for an argument that belongs to the constructor.
+
+        After any exception the steerer is as it was before.
+        """
+        self._check()
+        self._check_not_options(call)
+        if apply:
+            self._check_calibrates()
+        check_particles(self.num_particles)
+        check_transitions(self._scheduler().config["glass"]["num_transitions"])
+        call["return_dict"] = True
+        unmoved = copy(self)
+        unmoved.strategy = watched = Unmoved()
+        unmoved.previews, unmoved.twist = False, 0.0
+        result = unmoved(prompt, **call)
+        at = watched.boundaries
+        if result.interrupted or [one.index for one in at] != [*range(1, len(at) + 1)]:
+            raise ValueError(
+                "calibrate: expected one run of transitions to its end, scored after each but the "
+                f"last, got {'an interrupted one, ' * result.interrupted}scored after "
+                f"{[one.index for one in at]}: calibrate with a call that runs through once"
+            )
+        num_calls = at[0].num_calls if at else 0
+        calibration = calibrate_from(result.scored, result.rewards, num_calls)
+        warn_if_few(calibration)  # before it is applied, since a warning may be an error
+        if apply:
+            self.strategy = replace(self._strategy, calibration=calibration)  # type: ignore[type-var]
+        return calibration
+
+    def _check_calibrates(self) -> None:
+        """Check that the strategy can be given a calibration."""
+        strategy = self.strategy
+        names = [field.name for field in fields(strategy)] if is_dataclass(strategy) else []
+        if "calibration" not in names:
+            raise ValueError(
+                "strategy: expected one that scales rewards by a calibration, as FeynmanKac() "
+                f"does, got {strategy!r}: pass apply=False for the calibration alone"
+            )
+        proposal = "calibrate(..., apply=False).reward_scale"
+        check_calibrates(getattr(strategy, "reward_scale", None), proposal)
+
+    def _check_not_options(self, given: Mapping[str, Any]) -> None:
+        """Check that no argument of a call is an option of the steerer."""
+        options = {*inspect.signature(type(self).__init__).parameters, *self._options()}
+        check_not_options(given, options, self)
+
+    def _twist(self) -> Twist | None:
+        """Return how particles are twisted; None for not at all."""
+        twist = self.twist if isinstance(self.twist, Twist) else Twist(self.twist)
+        return twist if twist.strength else None
 
     def _wanted(self, select: Select, kwargs: dict[str, Any]) -> _Wanted:
         """Take out of a call's keyword arguments what it is to return."""
@@ -230,7 +327,11 @@ class Steerer:
     def _options(self) -> dict[str, Any]:
         """Return the options by the names that `FeynmanKacSteerer` has for them, for the recipe."""
         sizes = {BATCH_SIZE_OPTIONS[name]: size for name, size in vars(self.batches).items()}
-        own = {"num_particles": self.num_particles, "previews": self.previews}
+        own = {
+            "num_particles": self.num_particles,
+            "previews": self.previews,
+            "twist": self.twist,
+        }
         strategy = self.strategy
         names = [field.name for field in fields(strategy)] if is_dataclass(strategy) else []
         return own | {name: getattr(strategy, name) for name in names} | sizes
@@ -241,6 +342,7 @@ class Steerer:
         """Weigh the final samples by their own rewards and put everything together."""
         scorer = population.scorer
         samples = self._final_samples(drawn, scorer, wanted.output_type)
+        diversity = mean_distance(samples, self.num_particles)  # a reward may write into them
         rewards = scorer.score(samples)
         outcome = population.finish(rewards, drawn.interrupted)
         order = population.order(wanted.select, rewards, outcome, wanted.num_images_per_prompt)
@@ -254,6 +356,7 @@ class Steerer:
             strategy=type(self.strategy).__name__,
             reward_scale=outcome.reward_scale,
             order=order,
+            diversity=diversity,
             interrupted=drawn.interrupted,
             ledger=scorer.ledger,
             recipe=written,
@@ -313,20 +416,22 @@ class FeynmanKacOptions(TypedDict, total=False):
     score_every: int
     start: float
     stop: float
+    calibration: Calibration | None
 
 
 class FeynmanKacSteerer(Steerer):
     """Sample a pipeline from p(z) exp(λ_r r(z)): a `Steerer` with `FeynmanKac`.
 
     Args:
-        pipe, reward, num_particles, num_transitions, decode, previews: As in `Steerer`.
+        pipe, reward, num_particles, num_transitions, decode, previews, twist: As in
+            `Steerer`.
         particle_batch_size: Particles the networks see at a time, inside the pipeline's own loop;
             None for all.
         decode_batch_size: Latents decoded at a time, on the way and in the pipeline at the end;
             None for all.
         reward_batch_size: Samples scored at a time; None for all.
         options: The options of `FeynmanKac`: `reward_scale`, `potential`, `resampling`,
-            `ess_threshold`, `score_every`, `start`, `stop`.
+            `ess_threshold`, `score_every`, `start`, `stop`, `calibration`.
 
     Raises:
         ValueError: as `Steerer`, `FeynmanKac` and `MicroBatches` do.
@@ -348,6 +453,7 @@ class FeynmanKacSteerer(Steerer):
         decode_batch_size: int | None = None,
         reward_batch_size: int | None = None,
         previews: bool = False,
+        twist: float | Twist = 0.0,
         **options: Unpack[FeynmanKacOptions],
     ) -> None:
         super().__init__(
@@ -359,6 +465,7 @@ class FeynmanKacSteerer(Steerer):
             decode=decode,
             batches=MicroBatches(particle_batch_size, decode_batch_size, reward_batch_size),
             previews=previews,
+            twist=twist,
         )
 
 

@@ -80,6 +80,12 @@ class Strategy(Protocol[S]):
     A strategy with an attribute `reward_scale` that is None, if it is a dataclass, is given that of
     the reward, or 1. A strategy with an attribute `moves` that is true means to move particles: a
     run in which it scored none warns.
+
+    A strategy whose particles have a law, and that may be twisted (`Twist`), has two more methods:
+    `scale(state, at)` returns λ_r as it counts at a boundary, shape (P, 1), and
+    `reweigh(state, log_ratio)` the state in which the log-weights, shape (P, K), are larger by
+    `log_ratio`. Without the first λ_r is that of the reward, or 1; without the second particles are
+    twisted and not weighed for it.
     """
 
     def due(self, at: Boundary) -> bool:
