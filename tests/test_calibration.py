@@ -295,7 +295,7 @@ def test_it_is_applied(flux, found):
     assert steerer.calibration is None
     assert repr(steerer) == before
     assert steerer.calibrate(**flux.arguments(PROMPTS)) is steerer.calibration
-    assert steerer.strategy == FeynmanKac(reward_scale=1.0, calibration=found)
+    assert steerer.strategy == FeynmanKac(reward_scale=1.0, start=0.0, calibration=found)
     general = Steerer(flux.pipe, tiny.brightness, FeynmanKac(), 4, num_transitions=3)
     assert general.calibrate(**flux.arguments(PROMPTS)) == general.strategy.calibration
     steerer.calibration = None

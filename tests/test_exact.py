@@ -53,7 +53,7 @@ def steer(
         pipe.scheduler, num_transitions=num_transitions, solver_order=order, correlation=correlation
     )
     pipe.scheduler.set_generator(tiny.seeded(1000 + seed))  # one for each of many rows takes long
-    options = {"reward": first, "reward_scale": 2.0, "decode": lambda z: z} | options
+    options = {"reward": first, "reward_scale": 2.0, "start": 0.0, "decode": lambda z: z} | options
     steerer = FeynmanKacSteerer(pipe, num_particles=particles, **options)
     return steerer(prompt, num_inference_steps=steps, generator=tiny.seeded(seed), output_type="latent")
 

@@ -183,7 +183,7 @@ NUMBERS = {
     },
     "score_every: expected a whole number of at least 1, got 1.5": {"score_every": 1.5},
     "ess_threshold: expected a fraction of num_particles in [0, 1], got '0.5'": {"ess_threshold": "0.5"},
-    "start, stop: expected fractions 0 ≤ start ≤ stop ≤ 1, got None, 1.0": {"start": None},
+    "start, stop: expected fractions 0 ≤ start ≤ stop ≤ 1, got 'half', 1.0": {"start": "half"},
     'reward_scale: expected a number, a list, a function or "auto", got []': {"reward_scale": []},
     'reward_scale: expected a number, a list, a function or "auto", got {}': {"reward_scale": {}},
     "reward_scale: expected a number, a list, a function or \"auto\", got ['a']": {"reward_scale": ["a"]},

@@ -24,7 +24,7 @@ def brightness(images, prompts):
 
 def steer(pipe, reward=brightness, seed=0, **options):
     options = {"num_transitions": 3, "reward_scale": 1.0, "particle_batch_size": 2} | options
-    return FeynmanKacSteerer(pipe, reward, 4, **options)("a cat", generator=tiny.seeded(seed), **CALL)
+    return FeynmanKacSteerer(pipe, reward, 4, start=0.0, **options)("a cat", generator=tiny.seeded(seed), **CALL)
 
 
 def plain(pipe, seed=0):

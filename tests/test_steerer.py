@@ -206,7 +206,7 @@ BAD = {
     "reward: expected a function of images and prompts, got NoneType": {"reward": None},
     "num_images_per_prompt: expected 1 to num_particles=4, got 5": {"num_images_per_prompt": 5},
     "num_images_per_prompt: expected 1 to num_particles=4, got 0": {"num_images_per_prompt": 0},
-    "select: expected one of ('all', 'best', 'sample'), got 'worst'": {"select": "worst"},
+    "select: expected one of ('all', 'best', 'best_seen', 'sample'), got 'worst'": {"select": "worst"},
     'output_type: expected "pil", "np", "pt" or "latent", got \'jpeg\'': {"output_type": "jpeg"},
 }
 

@@ -192,7 +192,7 @@ SECOND_TAKES_ALL = {  # options of a steerer by which the first of two particles
 STEERER = {  # what is a steerer's own; every other keyword argument is one of the call
     "reward", "num_particles", "num_transitions", "decode", "particle_batch_size", "decode_batch_size",
     "reward_batch_size", "previews", "reward_scale", "potential", "resampling", "ess_threshold", "score_every", "start",
-    "stop", "calibration", "twist",
+    "stop", "calibration", "twist", "look_ahead", "look_ahead_samples", "widths",
 }  # fmt: skip
 
 
@@ -238,7 +238,7 @@ class Toy:
         return self.pipe(**self.arguments(prompt, **kwargs)).images
 
     def steerer(self, **options) -> FeynmanKacSteerer:
-        defaults = {"reward": brightness, "num_particles": 4, "num_transitions": 3}
+        defaults = {"reward": brightness, "num_particles": 4, "num_transitions": 3, "start": 0.0}
         return FeynmanKacSteerer(self.pipe, **(defaults | options))
 
     def steer(self, prompt=None, **kwargs):

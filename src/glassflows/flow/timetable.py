@@ -129,6 +129,34 @@ def timetable(
     return blocks
 
 
+def excursion(
+    grid: Sequence[NoiseLevel],
+    start: int,
+    num_calls: int,
+    *,
+    schedule: NoiseSchedule,
+    solver: Solver,
+) -> Block:
+    """Lay a transition from a level of the grid to its end, whose first call is at that level.
+
+    It draws from p(z | x_t). The other calls are at levels of the grid, as evenly as possible,
+    where there are as many; else at equal steps of the grid interpolated by index.
+
+    Args:
+        grid: N + 1 noise levels, noise first.
+        start: Index of the level it starts from.
+        num_calls: Number of calls beside the first.
+    """
+    end = len(grid) - 1
+    places = np.linspace(start, end, num_calls + 2)[1:-1]
+    if num_calls < end - start:
+        levels = [grid[round(place)] for place in places]
+    else:
+        times = np.interp(places, np.arange(end + 1), [level.t for level in grid])
+        levels = [schedule.level(float(t)) for t in times]
+    return block_at(transition(grid[start], grid[end], "ddpm"), [grid[start], *levels], solver)
+
+
 def cut(
     blocks: Sequence[Block], begin: int, solver: Solver, draw_first: bool = False
 ) -> list[Block]:

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
+from .inpainting import CROPPED, crops_to_mask
 from .refusals import UnsteerablePipeline, class_names, is_one_of
 
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
@@ -117,6 +119,11 @@ _REFERENCES = (
 )
 """Their `image` lists references for all prompts."""
 
+_REFERENCES_EACH = {
+    "GlmImagePipeline": ("image", "prior_token_image_ids", "source_image_grid_thw"),
+}
+"""They take a list of references, and of what belongs to these, for each prompt."""
+
 _ONE_FOR_ALL: dict[str, tuple[str, ...]] = {
     "AnimateDiffControlNetPipeline": ("conditioning_frames",),
     "AnimateDiffSparseControlNetPipeline": ("conditioning_frames",),
@@ -128,6 +135,9 @@ _ONE_FOR_ALL: dict[str, tuple[str, ...]] = {
     "WanImageToVideoPipeline": ("image", "image_embeds", "last_image"),
 }
 """What they take one of, for all prompts."""
+
+_PROMPTS_FIRST = ("StableDiffusionControlNetPipeline", "StableDiffusionControlNetPAGPipeline")
+"""Of several networks they take a list for each prompt, others a list for each network."""
 
 _KEYFRAMES = {"LTXConditionPipeline": ("image", "video")}
 """Their images, or videos, are one for each keyframe."""
@@ -177,15 +187,18 @@ def lay_out(pipe: Any, given: Mapping[str, Any], number: int) -> Batch:
     if groups * number > 1 and any(given.get(name) is not None for name in alone):
         raise UnsteerablePipeline(pipe, f"it draws one sample at a time of {' or '.join(alone)}")
     _check_one_each(pipe, given, groups)
-    _check_latents(given.get("latents"), groups, number)
+    for name in ("latents", "audio_latents"):
+        _check_latents(name, given.get(name), groups, number)
     count = next((name for name in COUNTS if name in parameters), None)
     if count and groups == 1 and _honours_count(pipe, bool(prompts), given):
         arguments = {**given, count: number}
     elif "batch_size" in parameters and given.get("image") is None:  # unconditional
         arguments = {**given, "batch_size": groups * number}
     else:
+        whole = CROPPED if crops_to_mask(given) else ()
         arguments = {
-            name: _rows(pipe, name, value, groups, number) for name, value in given.items()
+            name: value if name in whole else _rows(pipe, name, value, groups, number)
+            for name, value in given.items()
         }
     if "prompt" in parameters and parameters["prompt"].default is inspect.Parameter.empty:
         arguments.setdefault("prompt", None)
@@ -202,11 +215,11 @@ def _check_one_each(pipe: Any, given: Mapping[str, Any], groups: int) -> None:
             raise _wrong_number(name, groups, got)
 
 
-def _check_latents(latents: Any, groups: int, number: int) -> None:
+def _check_latents(name: str, latents: Any, groups: int, number: int) -> None:
     if isinstance(latents, Tensor) and (latents.ndim == 0 or len(latents) != groups * number):
         rows = len(latents) if latents.ndim else 0
         raise ValueError(
-            f"latents: expected prompts × num_particles = {groups * number} rows, one for each "
+            f"{name}: expected prompts × num_particles = {groups * number} rows, one for each "
             f"particle, got {rows}: draw them for every particle, or leave them out"
         )
 
@@ -245,6 +258,15 @@ _FEWER_ROWS = ("AnimateDiff", "PRX")
 """They give their networks times, or frames of a control, for fewer rows than there are."""
 
 
+_FRAMES_TO_CONTROL = ("AnimateDiffControlNet", "AnimateDiffVideoToVideoControlNet")
+"""They call their ControlNet with the frames of all videos as rows."""
+
+
+def gives_frames_to(pipe: Any, network: Any) -> bool:
+    """Return whether a pipeline calls a network with frames as rows, those of a video together."""
+    return is_one_of(pipe, _FRAMES_TO_CONTROL) and network is pipe.controlnet
+
+
 def gives_fewer_rows(pipe: Any) -> bool:
     """Return whether a pipeline's networks are to be given what they lack by `completing_rows`."""
     return is_one_of(pipe, _FEWER_ROWS)
@@ -271,6 +293,27 @@ def completing_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward(*args, **kwargs)
 
     return completing
+
+
+def gives_one_image(pipe: Any) -> bool:
+    """Return whether a pipeline encodes negative prompts beside one image, whatever their number.
+
+    HunyuanVideo's Llava sees a black one with each.
+    """
+    return is_one_of(pipe, ("HunyuanVideoImageToVideoPipeline",))
+
+
+def repeating_image(encode_prompt: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an `encode_prompt` that repeats one image for every prompt."""
+
+    @wraps(encode_prompt)
+    def encoding(*args: Any, **kwargs: Any) -> Any:
+        prompt, image = kwargs.get("prompt"), kwargs.get("image")
+        if isinstance(prompt, list) and isinstance(image, Image):
+            kwargs["image"] = [image] * len(prompt)
+        return encode_prompt(*args, **kwargs)
+
+    return encoding
 
 
 def _tiled(control: Any, rows: int) -> Any:
@@ -338,18 +381,23 @@ def _per_network(pipe: Any) -> set[str]:
     networks = [type(getattr(pipe, name, None)).__name__ for name in ("controlnet", "adapter")]
     if not any("Multi" in name or "Union" in name for name in networks):
         return set()
-    beside = "control_image" in inspect.signature(type(pipe).__call__).parameters
-    return {"control_image", "control_mask"} if beside else {"image"}
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if "conditioning_frames" in parameters:
+        return {"conditioning_frames"}
+    return {"control_image", "control_mask"} if "control_image" in parameters else {"image"}
 
 
 def _rows(pipe: Any, name: str, value: Any, groups: int, number: int) -> Any:
     """Return an argument with one row per particle, if it has rows; others as they are."""
     if value is None:
         return value
+    if name in _per_network(pipe):
+        return _rows_per_network(pipe, name, value, groups, number)
+    if name in _of_class(pipe, _REFERENCES_EACH) and len(value) > 0:
+        of_one = name == "image" and not isinstance(value[0], list)
+        return _repeated(name, [value] if of_one else value, groups, number)
     if name in _references(pipe):
-        nested = name in _per_network(pipe) and isinstance(value, list) and value
-        per_prompt = nested and isinstance(value[0], list)  # one list for each prompt
-        return _repeated(name, value, groups, number) if per_prompt else value
+        return value
     if name in _of_class(pipe, _ONE_FOR_ALL):
         embedded = name in _LISTS_OF_LAYERS or _is_embedding(name)
         count = _length(name, value) if embedded else len(_samples(name, value))
@@ -379,6 +427,24 @@ def _rows(pipe: Any, name: str, value: Any, groups: int, number: int) -> Any:
     elif not (name in _WORDS or _is_embedding(name)):
         return value
     return _repeated(name, value, groups, number)
+
+
+def _rows_per_network(pipe: Any, name: str, value: Any, groups: int, number: int) -> Any:
+    """Return what each of several networks is shown, with one row per particle.
+
+    One image for all prompts is repeated by the pipeline, unless it is that of an adapter.
+    """
+    if not isinstance(value, list) or not value or name in _of_class(pipe, _ONE_FOR_ALL):
+        return value
+    if isinstance(value[0], list) and is_one_of(pipe, _PROMPTS_FIRST):
+        return _repeated(name, value, groups, number)
+    by_pipeline = Image if getattr(pipe, "adapter", None) is None else ()
+    return [
+        one
+        if isinstance(one, by_pipeline)
+        else _repeated(name, _samples(name, one), groups, number)
+        for one in value
+    ]
 
 
 def _repeated(name: str, value: Any, groups: int, number: int) -> Any:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .inpainting import crops_to_mask, pasted
+
 Decode = Callable[[Tensor], Tensor]
 
 ONE_AT_A_TIME = ("AutoencoderKLHunyuanVideo15",)
@@ -76,7 +78,11 @@ def decoder(call: PipelineCall) -> Decode:
     def decode(latents: Tensor) -> Tensor:
         if type(getattr(call.pipe, "vae", None)).__name__ in ONE_AT_A_TIME:
             return torch.cat([family(call, one).float() for one in latents.split(1)])
-        return family(call, latents).float()
+        images = family(call, latents).float()
+        if crops_to_mask(call.given):
+            sizes = call.size("width"), call.size("height")
+            return pasted(call.pipe, call.given, images, *sizes)
+        return images
 
     return decode
 
@@ -92,6 +98,24 @@ def _family(pipe: Any) -> Family | None:
         if package in _PACKAGES:
             return _PACKAGES[package]
     return None
+
+
+def gives_frames_as_rows(pipe: Any) -> bool:
+    """Return whether a pipeline decodes, in `decode_latents`, the frames of all its videos as rows.
+
+    What it calls its autoencoder with are not particles then.
+    """
+    return _family(pipe) in (_animatediff, _latte, _stable_video)
+
+
+def mixing_rows(pipe: Any) -> str | None:
+    """Return the name of the method by which a pipeline mixes all rows in the end, if it has one.
+
+    Kandinsky 5 shifts the first frame of a video by means over all videos.
+    """
+    if gives_frames_as_rows(pipe):
+        return "decode_latents"
+    return "normalize_first_frame" if hasattr(pipe, "normalize_first_frame") else None
 
 
 # ---- images --------------------------------------------------------------------------------------

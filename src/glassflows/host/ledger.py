@@ -16,8 +16,8 @@ class Ledger:
     """What a steered call cost. Ledgers of the same counts are equal, whatever time they took.
 
     Args:
-        network_calls: Evaluations of the denoiser, one per particle and step (two network passes
-            each under guidance).
+        network_calls: Evaluations of the denoiser, one per living particle and step (two network
+            passes each under guidance).
         decodes: Latents decoded for the reward, one per particle and scoring; the pipeline's own
             last ones are not counted.
         reward_calls: Samples scored.

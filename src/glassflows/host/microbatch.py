@@ -2,14 +2,16 @@
 
 A row of a network's batch is a particle under one of the guidance conditions; the rows of a
 particle go together. The pipeline's own loop is left as it is: each of its calls of a network
-becomes several, whose outputs are put together.
+becomes several, whose outputs are put together. Particles that rest are in none of them, and their
+outputs are copies of those of particles that live, so that the loop finds numbers of the right size
+everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from numbers import Integral
 from typing import Any
@@ -83,6 +85,40 @@ BATCH_SIZE_OPTIONS = {
 """The fields of `MicroBatches` by their names as options of `FeynmanKacSteerer`."""
 
 
+@dataclass
+class Living:
+    """Which particles of a run are worked on, from now on.
+
+    Args:
+        number: Particles of the run, of all prompts together.
+        shrinks: Whether some will rest later: what cannot be called without them is refused at
+            once.
+        chosen: Those that live, increasing, int64; None for all.
+        num_frames: Frames of each, where a network may be given them as rows.
+    """
+
+    number: int
+    shrinks: bool = False
+    chosen: Tensor | None = None
+    num_frames: int = 1
+
+    @property
+    def particles(self) -> Tensor:
+        """The particles that live."""
+        return torch.arange(self.number) if self.chosen is None else self.chosen
+
+    def places(self) -> Tensor:
+        """Return the place among the living of what stands for each particle, shape (number,).
+
+        A particle that lives stands for itself, and the living stand in turn for those that rest.
+        """
+        living = self.particles
+        places = torch.full((self.number,), -1)
+        places[living] = torch.arange(len(living))
+        places[places < 0] = torch.arange(self.number - len(living)) % len(living)
+        return places
+
+
 class MicroBatchTooLarge(torch.OutOfMemoryError):
     """Memory ran out, and a smaller micro-batch would have needed less."""
 
@@ -127,30 +163,47 @@ def within(context: Callable[[], AbstractContextManager[None]], method: Method) 
     return in_context
 
 
-def check_no_state(pipe: Any, given: Mapping[str, Any], number: int, size: int | None) -> None:
-    """Refuse micro-batches of a pipeline whose networks keep something of all rows between calls.
+def check_no_state(pipe: Any, given: Mapping[str, Any], size: int | None, living: Living) -> None:
+    """Refuse some particles at a time where networks keep something of all rows between calls.
 
     Args:
         pipe: The pipeline.
         given: The keyword arguments of its call.
-        number: Number of particles, of all prompts together.
         size: Particles that a network sees at a time; None for all.
+        living: The particles of the run.
 
     Raises:
         ValueError: with the reason.
     """
-    if size is None or size >= number:
+    in_batches = _is_less(size, living.number)
+    if not (in_batches or living.shrinks):
         return
     if state := state_kept(pipe, given):
-        option = BATCH_SIZE_OPTIONS["network"]
+        option = BATCH_SIZE_OPTIONS["network"] if in_batches else _WIDTHS
+        expected = f"None (or at least {living.number})" if in_batches else "as many to the end"
+        got = size if in_batches else "fewer"
         raise ValueError(
-            f"{option}: expected None (or at least {number}) for {type(pipe).__name__}, whose "
-            f"network keeps from call to call {state}, got {size}: leave {option} out"
+            f"{option}: expected {expected} for {type(pipe).__name__}, whose network keeps from "
+            f"call to call {state}, got {got}: leave {option} out"
         )
 
 
+_WIDTHS = "widths"
+"""The option of strategies by which particles rest, as messages name it."""
+
+
+def _is_less(size: int | None, number: int) -> bool:
+    """Return whether a batch size, None for all, asks for several micro-batches."""
+    return size is not None and size < number
+
+
 def networks_in_micro_batches(
-    network: torch.nn.Module, forward: Method, number: int, size: int | None
+    network: torch.nn.Module,
+    forward: Method,
+    number: int,
+    size: int | None,
+    living: Living | None = None,
+    of_frames: bool = False,
 ) -> Method:
     """Return a forward that calls that of a network for some particles at a time.
 
@@ -159,14 +212,21 @@ def networks_in_micro_batches(
         forward: Its forward.
         number: Number of particles, of all prompts together.
         size: Particles at a time; None for all.
+        living: The particles of the run, as they are when the network is called; None for all.
+        of_frames: Whether the network is given the frames of each particle as rows.
     """
-    if size is None or size >= number:
+    if living is None and not _is_less(size, number):
         return forward
-    return _in_parts(declared_by_network(network), forward, number, size)
+    declared = declared_by_network(network)
+    return _in_parts(declared, forward, size, living or Living(number), of_frames)
 
 
 def decoding_in_micro_batches(
-    module: torch.nn.Module, decode: Method, number: int, size: int | None
+    module: torch.nn.Module,
+    decode: Method,
+    number: int,
+    size: int | None,
+    living: Living | None = None,
 ) -> Method:
     """Return a decoder that decodes some particles at a time, given one row of each.
 
@@ -177,10 +237,11 @@ def decoding_in_micro_batches(
         decode: Its `decode`.
         number: Number of particles, of all prompts together.
         size: Particles at a time; None for all.
+        living: The particles of the run, as they are when it decodes; None for all.
     """
-    if size is None or size >= number:
+    if living is None and not _is_less(size, number):
         return decode
-    in_parts = _in_parts(declared_by_decoder(module), decode, number, size)
+    in_parts = _in_parts(declared_by_decoder(module), decode, size, living or Living(number))
 
     @wraps(decode)
     def decoding(*args: Any, **kwargs: Any) -> Any:
@@ -191,26 +252,58 @@ def decoding_in_micro_batches(
     return decoding
 
 
-def _in_parts(declared: Declared, forward: Method, number: int, size: int) -> Method:
+def of_living(method: Method, living: Living) -> Method:
+    """Return a method that is given the rows of living particles alone.
+
+    Its first argument has a row for each particle, and so has the tensor that it returns.
+
+    Args:
+        method: The method.
+        living: The particles of the run, as they are when it is called.
+    """
+
+    @wraps(method)
+    def of_some(rows: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if living.chosen is None or len(rows) != living.number:
+            return method(rows, *args, **kwargs)
+        out = method(rows[living.chosen.to(rows.device)], *args, **kwargs)
+        return out[living.places().to(out.device)]
+
+    return of_some
+
+
+def _in_parts(
+    declared: Declared, forward: Method, size: int | None, living: Living, of_frames: bool = False
+) -> Method:
     """Return a function that calls another one for some particles at a time."""
+    number = living.number
+    if not _is_less(size, number):  # then it is for those that rest
+        declared = replace(declared, field=_WIDTHS)
 
     @wraps(forward)
     def in_parts(*args: Any, **kwargs: Any) -> Any:
+        if not (living.shrinks or living.chosen is not None or _is_less(size, number)):
+            return forward(*args, **kwargs)
         given = {**dict(declared.named(args)), **kwargs}
         rows = _number_of_rows(declared, given)
-        if rows and (rows < number or rows % number):
+        each = living.num_frames if of_frames else 1
+        if rows and (rows < number or rows % (number * each)):
             return forward(*args, **kwargs)
         _check_declared(declared, given, number, rows)
-        if not rows:
+        particles = living.particles
+        size_of_part = min(size or number, len(particles))
+        if not rows or size_of_part == number:
             return forward(*args, **kwargs)
-        order = torch.arange(rows).view(-1, number)  # a row of it for each guidance condition
-        parts = [_Part(declared, part.flatten(), rows) for part in order.split(size, 1)]
+        order = torch.arange(rows).view(-1, number, each)  # by condition, particle and frame
+        chosen = order[:, particles].split(size_of_part, 1)
+        parts = [_Part(declared, part.flatten(), rows) for part in chosen]
         outputs = []
         for part in parts:
             some = {name: part.of_argument(name, value) for name, value in given.items()}
             positional = [some.pop(name) for name, _ in declared.named(args)]
             outputs.append(forward(*positional, **some))
-        return _Whole(declared, parts).joined(outputs, declared.output)
+        stand_ins = order[:, particles[living.places()]].flatten()
+        return _Whole(declared, parts, stand_ins).joined(outputs, declared.output)
 
     return in_parts
 
@@ -232,11 +325,14 @@ def _length(value: Any, layout: Layout | None) -> int:
 
 
 def _check_declared(declared: Declared, given: Mapping[Any, Any], number: int, rows: int) -> None:
-    """Refuse arguments that are not known, if by their size they may have rows."""
+    """Refuse arguments that are state, or not known, if by their size these may have rows."""
     for name, value in given.items():
         layout = declared.layout(name)
         if layout is None:
             _check_without_rows(declared, name, value, number, rows)
+        elif isinstance(layout, Refused) and rows and _in_use(value):
+            expected = f"no {name}, as {layout.reason}"
+            raise UndeclaredRows(declared, f"a {type(value).__name__}", expected)
         elif isinstance(layout, Named) and isinstance(value, Mapping):
             _check_declared(declared, value, number, rows)
 
@@ -269,8 +365,9 @@ class UndeclaredRows(ValueError):
     def __init__(
         self, declared: Declared, got: str, expected: str = "an argument that is known to have rows"
     ) -> None:
-        field = declared.field
-        option = f"{BATCH_SIZE_OPTIONS[field]} ({field} of MicroBatches)"
+        option = field = declared.field
+        if field in BATCH_SIZE_OPTIONS:
+            option = f"{BATCH_SIZE_OPTIONS[field]} ({field} of MicroBatches)"
         super().__init__(
             f"{option}: {declared.name} cannot be called for some particles at a time: expected "
             f"{expected}, got {got}: leave the option out"
@@ -296,9 +393,6 @@ class _Part:
         return self._of(name, value, self.declared.layout(name) or Shared())
 
     def _of(self, name: str, value: Any, layout: Layout) -> Any:
-        if isinstance(layout, Refused) and _in_use(value):
-            expected = f"no {name}, as {layout.reason}"
-            raise UndeclaredRows(self.declared, f"a {type(value).__name__}", expected)
         if isinstance(layout, Named) and isinstance(value, dict):
             return {key: self.of_argument(key, one) for key, one in value.items()}
         if isinstance(layout, Along):
@@ -345,12 +439,16 @@ class _Whole:
     Args:
         declared: What is declared of the output.
         parts: The parts.
+        stand_ins: For each row of the call the row of a part whose output it gets.
     """
 
-    def __init__(self, declared: Declared, parts: list[_Part]) -> None:
+    def __init__(self, declared: Declared, parts: list[_Part], stand_ins: Tensor) -> None:
         self.declared = declared
         self.sizes = [len(part.chosen) for part in parts]
-        self.back = torch.cat([part.chosen for part in parts]).argsort()
+        places = torch.zeros_like(stand_ins)
+        chosen = torch.cat([part.chosen for part in parts])
+        places[chosen] = torch.arange(len(chosen))
+        self.back = places[stand_ins]
 
     def joined(self, outputs: list[Any], layout: Layout) -> Any:
         """Return the outputs of the parts as one, in the order of the rows."""

@@ -146,7 +146,7 @@ class Declared:
     """What a network or a decoder declares.
 
     Args:
-        field: What it is a batch of: that field of `MicroBatches`.
+        field: What it is a batch of: that field of `MicroBatches`, or the option "widths".
         name: Of its class.
         positions: Names of the positional arguments.
         arguments: Layouts of arguments that have others than their names say.

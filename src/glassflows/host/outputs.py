@@ -7,9 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from PIL.Image import Image
 from torch import Tensor
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def as_arrays(samples: Any) -> Any:
+    """Return PIL images as arrays, as pipelines put out for "np"; other samples as they are."""
+    pictures = isinstance(samples, list) and len(samples) > 0 and isinstance(samples[0], Image)
+    return VaeImageProcessor.pil_to_numpy(samples) if pictures else samples
 
 
 def channels_first(arrays: Any) -> Tensor:

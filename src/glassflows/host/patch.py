@@ -1,9 +1,9 @@
 """What a run replaces on a pipeline and its components, and how it is put back.
 
-A *run* is *current* in the thread that calls its pipeline, except while a hook of that run is
-running. A *stand-in* takes the place of a method for as long as some run replaces it: it calls the
-replacement of the current run, and the method itself for everybody else. Runs that share a network
-therefore never see each other, and may end in any order.
+A *run* is *current* in the thread that calls its pipeline, except while a hook of that run, or a
+function of the user's, is running. A *stand-in* takes the place of a method for as long as some run
+replaces it: it calls the replacement of the current run, and the method itself for everybody else.
+Runs that share a network therefore never see each other, and may end in any order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from functools import update_wrapper
 from types import MethodType
 from typing import Any
+
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 _current: ContextVar[Hashable | None] = ContextVar("glassflows_run", default=None)
 _lock = threading.RLock()
@@ -37,6 +39,39 @@ def current(run: Hashable | None) -> Iterator[None]:
 def is_current(run: Hashable) -> bool:
     """Return whether a run is the current one of this thread."""
     return _current.get() is run
+
+
+def apart(function: Any) -> Any:
+    """Return a function of the user's in which no run is current: what it calls is as if alone.
+
+    Args:
+        function: A function, one of diffusers' objects for callbacks, or None.
+    """
+    if isinstance(function, (PipelineCallback, MultiPipelineCallbacks)):
+        return _CallbacksApart(function)
+    if function is None:
+        return None
+
+    def calling(*args: Any, **kwargs: Any) -> Any:
+        with current(None):
+            return function(*args, **kwargs)
+
+    return calling
+
+
+class _CallbacksApart(MultiPipelineCallbacks):
+    """Callbacks that pipelines know by their class."""
+
+    def __init__(self, inner: PipelineCallback | MultiPipelineCallbacks) -> None:
+        self.inner = inner
+
+    @property
+    def tensor_inputs(self) -> list[str]:
+        return self.inner.tensor_inputs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with current(None):
+            return self.inner(*args, **kwargs)
 
 
 class _StandIn:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -104,4 +105,45 @@ def _reasons_of_component(name: str, component: Any) -> Iterator[str]:
             yield (
                 f"{name} caches features of each row: call pipe.{name}.disable_cache(), or load it "
                 "anew"
+            )
+
+
+_WINDOWS = {
+    "control_guidance_start": 0.0,
+    "control_guidance_end": 1.0,
+    "cfg_trunc_ratio": 1.0,
+    "skip_guidance_layers": None,
+    "denoising_start": None,
+    "denoising_end": None,
+}
+"""Arguments by which a pipeline counts its steps, and the values with which it need not."""
+
+
+def check_counts_no_steps(pipe: Any, given: Mapping[str, Any]) -> None:
+    """Refuse excursions of a call that does something at some fraction of its steps.
+
+    Args:
+        pipe: The pipeline.
+        given: The keyword arguments of its call.
+
+    Raises:
+        ValueError: with the argument.
+    """
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if "adapter_conditioning_factor" in parameters:
+        raise ValueError(
+            f"look_ahead: expected a pipeline that does the same at all steps, got "
+            f"{type(pipe).__name__}, whose adapter acts at the first num_inference_steps only, "
+            "excursions among them: leave look_ahead out"
+        )
+    for name, everywhere in _WINDOWS.items():
+        if name not in parameters:
+            continue
+        asked = given.get(name, parameters[name].default)
+        values = asked if isinstance(asked, (list, tuple)) else [asked]
+        if any(value != everywhere for value in values):
+            raise ValueError(
+                f"look_ahead: expected {name}={everywhere}, got {asked!r}, by which "
+                f"{type(pipe).__name__} counts its steps, excursions among them: leave {name} or "
+                "look_ahead out"
             )

@@ -19,25 +19,32 @@ import torch
 from torch import Tensor
 
 from ..scheduler.glass import GLASSScheduler
-from ..scheduler.hooks import Boundary, NetworkCall, TransitionHook
+from ..scheduler.hooks import Boundary, LookAhead, NetworkCall, TransitionHook
 from .batch import (
     completing_rows,
     copies_of_rows,
     generator_per_particle,
     gives_fewer_rows,
+    gives_frames_to,
+    gives_one_image,
     lay_out,
+    repeating_image,
 )
 from .decode import (
     ONE_AT_A_TIME,
     Decode,
     PipelineCall,
     decoder,
+    gives_frames_as_rows,
+    mixing_rows,
     upcast_where_it_overflows,
 )
+from .inpainting import KeptRegion, crops_to_mask
 from .ledger import Ledger
 from .microbatch import (
     DECODERS,
     NETWORKS,
+    Living,
     MicroBatches,
     check_no_state,
     decoding_in_micro_batches,
@@ -45,13 +52,16 @@ from .microbatch import (
     modules,
     naming_batch_size,
     networks_in_micro_batches,
+    of_living,
     within,
 )
-from .outputs import channels_last
-from .patch import Method, current, is_current, replaced
+from .outputs import as_arrays, channels_last
+from .patch import Method, apart, current, is_current, replaced
 from .refusals import UnsteerablePipeline, check_steerable
 
 _SIZES = ("height", "width", "num_frames")
+_CALLBACKS = {"callback_on_step_end", "callback"}
+_OBSERVERS = ("on_boundary", "on_denoised")
 
 _in_a_run: WeakSet[Any] = WeakSet()
 _lock = threading.Lock()
@@ -63,6 +73,7 @@ class Drawn(NamedTuple):
     Args:
         samples: The particles' samples in the form of the pipeline's `output_type`: its own, or
             where it was interrupted, what it had last predicted, unless a safety checker judges.
+            Those of particles that rest are copies of others.
         outputs: The pipeline's output.
         latents: What the samples were decoded from: the latents that left the scheduler's last
             step, or the last denoised predictions; None if no step was taken.
@@ -84,6 +95,7 @@ class PipelineRun:
         num_particles: K.
         batches: How many particles are worked on at a time.
         ledger: Where network calls and seconds are counted.
+        shrinks: Whether the hook will let particles rest.
 
     Attributes:
         prompts: The prompt of each particle, prompt-major; None where only embeddings were given.
@@ -99,6 +111,8 @@ class PipelineRun:
         num_particles: int,
         batches: MicroBatches,
         ledger: Ledger,
+        *,
+        shrinks: bool = False,
     ) -> None:
         check_steerable(pipe)
         self.pipe = pipe
@@ -107,7 +121,8 @@ class PipelineRun:
         self._batches = batches
         self._ledger = ledger
         self._arguments, self.prompts = lay_out(pipe, given, num_particles)
-        check_no_state(pipe, given, len(self.prompts), batches.network)
+        self._living = Living(len(self.prompts), shrinks)
+        check_no_state(pipe, given, batches.network, self._living)
         self._sizes: dict[str, int] = {}
         self._bar: Any = None
 
@@ -122,6 +137,22 @@ class PipelineRun:
     def held_for_gradients(self) -> AbstractContextManager[None]:
         """Return a context in which the autoencoder stays in one dtype, backwards included."""
         return upcast_where_it_overflows(getattr(self.pipe, "vae", None))
+
+    def work_on(self, living: Tensor | None, num_frames: int = 1) -> None:
+        """Let networks and decoders see some particles alone from now on, all for None.
+
+        Args:
+            living: The particles, increasing.
+            num_frames: Frames of each, if it is a video.
+
+        Raises:
+            ValueError: if the networks keep something of all rows between calls.
+        """
+        self._living.num_frames = num_frames
+        self._living.chosen = living
+        if living is not None and not self._living.shrinks:  # which nobody had announced
+            self._living.shrinks = True
+            check_no_state(self.pipe, self._given, self._batches.network, self._living)
 
     def show(self, **values: str) -> None:
         """Show values on the pipeline's own progress bar."""
@@ -147,48 +178,81 @@ class PipelineRun:
         Raises:
             RuntimeError: if the pipeline is in another run, which goes on undisturbed.
         """
-        rows = _RowsHook(self, hook)
+        rows, kept = _RowsHook(self, hook), KeptRegion()
         with _claimed(self), ExitStack() as stack:
             stack.enter_context(_scheduler_replaced(self.pipe, scheduler, rows))
             self._replace_methods(stack)
-            arguments = {**self._arguments, "output_type": output_type}
+            stack.enter_context(kept.watched(self.pipe, scheduler, self))
+            of_pipe = "pil" if crops_to_mask(self._given) and output_type == "np" else output_type
+            arguments = {**self._arguments, "output_type": of_pipe}
+            for name in _CALLBACKS & arguments.keys():
+                arguments[name] = apart(arguments[name])
             if "generator" in arguments:
                 arguments["generator"] = generator_per_particle(
                     arguments["generator"], len(self.prompts), self._num_particles
                 )
             with current(self):
                 outputs = self.pipe(**arguments)
-        self._ledger.network_calls = len(self.prompts) * rows.num_calls
+        self._ledger.network_calls = rows.num_rows
         interrupted = bool(getattr(self.pipe, "_interrupt", False)) and not rows.complete
         if not rows.num_calls and not interrupted:
             raise UnsteerablePipeline(self.pipe, "it never stepped its scheduler")
-        checked = getattr(self.pipe, "safety_checker", None) is not None and output_type == "np"
+        if rows.looked_ahead and not rows.complete and not interrupted:
+            raise UnsteerablePipeline(
+                self.pipe,
+                "it leaves its loop before the last of scheduler.timesteps, which look_ahead makes "
+                "longer: leave look_ahead out",
+            )
+        checked = self.is_checked and output_type == "np"
+        own = as_arrays(outputs[0])
         if not interrupted or rows.denoised is None or checked:  # nothing goes past a checker
-            return Drawn(outputs[0], outputs, rows.latents, interrupted)
-        samples = self._predicted(rows.denoised, outputs[0], output_type, decode)
-        return Drawn(samples, outputs, rows.denoised, interrupted)
+            return Drawn(own, outputs, rows.latents, interrupted)
+        denoised = kept.put_back(self.pipe, rows.denoised)
+        samples = self._predicted(denoised, own, output_type, decode)
+        return Drawn(samples, outputs, denoised, interrupted)
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether a safety checker judges the pipeline's images."""
+        return getattr(self.pipe, "safety_checker", None) is not None
 
     @torch.no_grad()
-    def _predicted(
-        self, denoised: Tensor, own: Any, output_type: str, decode: Decode | None
-    ) -> Any:
-        """Return denoised predictions in the form of a pipeline's own samples, if that is known."""
+    def as_output(self, latents: Tensor, own: Any, output_type: str, decode: Decode | None) -> Any:
+        """Return latents in the form of a pipeline's own samples, or these where that is not known.
+
+        Args:
+            latents: Clean latents, shape (N, *event).
+            own: Samples that the pipeline put out.
+            output_type: "latent" or "np".
+            decode: Decodes where the pipeline is of no known family; None for nobody.
+        """
         if output_type == "latent":
-            return denoised
+            return latents
         with suppress(ValueError):  # of no known family
             decode = self.decoder()
         if decode is None:
             return own
         with naming_batch_size("decode"):
-            parts = denoised.split(self._batches.decode or len(denoised))
+            parts = latents.split(self._batches.decode or len(latents))
             return channels_last(torch.cat([decode(part) for part in parts]), own)
+
+    def _predicted(self, denoised: Tensor, own: Any, output_type: str, decode: Any) -> Any:
+        """Return denoised predictions as `as_output` does; those that rest are not decoded."""
+        if output_type == "latent":
+            return denoised
+        living = denoised[self._living.particles.to(denoised.device)]
+        samples = self.as_output(living, own, output_type, decode)
+        return samples if samples is own else samples[self._living.places().numpy()]
 
     def _replace_methods(self, stack: ExitStack) -> None:
         """Replace, for this run, the methods it has to be in the way of."""
         pipe, batches, number = self.pipe, self._batches, len(self.prompts)
+        living, mixing = self._living, mixing_rows(self.pipe)
 
         def networks(network: torch.nn.Module, forward: Method) -> Method:
-            forward = networks_in_micro_batches(network, forward, number, batches.network)
+            forward = networks_in_micro_batches(
+                network, forward, number, batches.network, living, gives_frames_to(pipe, network)
+            )
             if gives_fewer_rows(pipe):
                 forward = completing_rows(forward)
             forward = within(lambda: naming_batch_size("network"), forward)
@@ -196,13 +260,19 @@ class PipelineRun:
 
         def decoders(module: torch.nn.Module, decode: Method) -> Method:
             size = 1 if type(module).__name__ in ONE_AT_A_TIME else batches.decode
-            decode = decoding_in_micro_batches(module, decode, number, size)
+            some = None if gives_frames_as_rows(pipe) else living
+            decode = decoding_in_micro_batches(module, decode, number, size, some)
             return within(lambda: naming_batch_size("decode"), decode)
 
         for network in modules(pipe, NETWORKS):
             stack.enter_context(replaced(network, entry(network), self, partial(networks, network)))
         for module in modules(pipe, DECODERS):
             stack.enter_context(replaced(module, "decode", self, partial(decoders, module)))
+        if mixing is not None:
+            some = partial(of_living, living=living)
+            stack.enter_context(replaced(pipe, mixing, self, some))
+        if gives_one_image(pipe):
+            stack.enter_context(replaced(pipe, "encode_prompt", self, repeating_image))
         if hasattr(pipe, "check_inputs"):  # a call begins with it
             own, others = self._admitting_once, self.refuse
             stack.enter_context(replaced(pipe, "check_inputs", self, own, for_others=others))
@@ -283,7 +353,9 @@ class _RowsHook(TransitionHook):
         latents: The particles' latents after the last call.
         denoised: Their denoised predictions of the last call.
         num_calls: Number of network calls so far.
+        num_rows: Rows of living particles in them.
         complete: Whether the last call of the run has been made.
+        looked_ahead: Whether a call belonged to an excursion.
     """
 
     def __init__(self, run: PipelineRun, inner: TransitionHook) -> None:
@@ -294,8 +366,10 @@ class _RowsHook(TransitionHook):
         self.moves: list[Tensor | None] = []
         self.latents: Tensor | None = None
         self.denoised: Tensor | None = None
-        self.num_calls = 0
+        self.num_calls = self.num_rows = 0
+        self._rows = self._next_rows = self.number
         self.complete = False
+        self.looked_ahead = False
 
     def admit(self) -> None:
         if not is_current(self.run):
@@ -309,12 +383,22 @@ class _RowsHook(TransitionHook):
             self._begin(x_t)
         with current(None):
             particles = self.inner.at_boundary(at, x_t[: self.number], z[: self.number])
+            living = self.inner.living()
+        self.run.work_on(living, x_t.shape[2] if x_t.ndim == 5 else 1)
+        self._next_rows = self.number if living is None else len(living)
         rows = None
         if particles is not None:
             copies = [particles + copy * self.number for copy in range(self.copies)]
             rows = torch.cat(copies).to(z.device)
         self.moves.append(rows)
         return rows
+
+    def look_ahead(self, at: Boundary) -> LookAhead | None:
+        return self.inner.look_ahead(at)
+
+    def arrived(self, at: Boundary, z: Tensor) -> None:
+        with current(None):
+            self.inner.arrived(at, z[: self.number])
 
     def shift(self, at: Boundary, z: Tensor) -> Tensor | None:
         with current(None):
@@ -340,7 +424,10 @@ class _RowsHook(TransitionHook):
     def after_call(self, call: NetworkCall, x_next: Tensor) -> None:
         self.latents = x_next[: self.number]
         self.num_calls += 1
+        self.num_rows += self._rows
+        self._rows = self._next_rows  # the call at a boundary is that of those before it
         self.complete = call.index + 1 == call.total
+        self.looked_ahead |= call.excursion is not None
 
     def after_prediction(self, call: NetworkCall, z: Tensor) -> None:
         self.denoised = z[: self.number]
@@ -354,6 +441,9 @@ class _FollowingHook(TransitionHook):
 
     def __init__(self, leader: _RowsHook) -> None:
         self.leader = leader
+
+    def look_ahead(self, at: Boundary) -> LookAhead | None:
+        return self.leader.look_ahead(at)
 
     def at_boundary(self, at: Boundary, x_t: Tensor, z: Tensor) -> Tensor | None:
         if at.index >= len(self.leader.moves):
@@ -387,6 +477,8 @@ def _scheduler_replaced(pipe: Any, scheduler: GLASSScheduler, hook: _RowsHook) -
     """
     native = pipe.scheduler
     scheduler.hook = hook
+    for name in _OBSERVERS:
+        setattr(scheduler, name, apart(getattr(scheduler, name)))
     pipe.scheduler = scheduler
     try:
         yield

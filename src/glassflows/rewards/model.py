@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import threading
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import islice
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ..caller import warn
 from .images import Images, as_tensors
 
 _FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
@@ -231,10 +231,9 @@ class ModelReward(ABC):
         if max(lengths) > limit and not self._warned:
             self._warned = True
             longest = texts[lengths.index(max(lengths))]
-            warnings.warn(
+            warn(
                 f"{type(self).__name__} reads the first {limit} tokens of a prompt and no more; "
-                f"cut was {longest[:60]!r}…",
-                stacklevel=2,
+                f"cut was {longest[:60]!r}…"
             )
         tokens = tokenizer(
             list(texts),

@@ -6,7 +6,7 @@ A *timetable* is what one `set_timesteps` decides. A *call* of it has an index i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import or_
@@ -18,28 +18,47 @@ from torch import Tensor
 
 from ..flow.noise import NoiseLevel
 from ..flow.solver import Block, Solver
-from ..flow.timetable import cut, timetable
+from ..flow.timetable import cut, excursion, timetable
 from ..flow.transition import Correlations, check_num_transitions
-from .hooks import Boundary, NetworkCall
+from .hooks import Boundary, LookAhead, NetworkCall
 from .native import Native
 
 FirstTransition = Literal["ode", "posterior"]
+
+
+class Excursions(NamedTuple):
+    """Excursions from a boundary to data.
+
+    Args:
+        block: The transition to data; its first call is that at the boundary.
+        number: How many.
+    """
+
+    block: Block
+    number: int
 
 
 class Call(NamedTuple):
     """A network call of a run, with what follows it.
 
     Args:
-        block: The transition it belongs to.
-        i: Its number in that transition.
+        block: The transition or the excursion it belongs to.
+        i: Its number in that; of an excursion 0 is the call at the boundary.
         draws: Whether fresh noise is drawn after it.
         told: What hooks and observers are told of it.
+        excursions: Those that leave after it.
     """
 
     block: Block
     i: int
     draws: bool
     told: NetworkCall
+    excursions: Excursions | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether its transition or excursion ends after it."""
+        return self.i + 1 == len(self.block.steps)
 
     @property
     def ends_in_prediction(self) -> bool:
@@ -100,6 +119,7 @@ class Timetable:
         transitions: What is laid over the grid.
         num_inference_steps: Number of network calls, where the host names it.
         device: Device of `timesteps`.
+        look_ahead: Chooses the excursions from each boundary.
         given: What else the host gave the native scheduler: `sigmas`, `mu`, `timesteps`.
 
     Attributes:
@@ -114,6 +134,7 @@ class Timetable:
         transitions: Transitions,
         num_inference_steps: int | None,
         device: Any,
+        look_ahead: Callable[[Boundary], LookAhead | None] = lambda at: None,
         **given: Any,
     ) -> None:
         grid = native.grid(num_inference_steps, device, **given)
@@ -126,7 +147,57 @@ class Timetable:
         if not transitions.on_native_grid:
             self.timesteps = native.timesteps(self._levels, grid)
             self.sigmas = native.sigmas([*self._levels, grid.levels[-1]])
+        self._excursions = self._chosen(look_ahead)
+        if self._excursions:
+            self._insert_excursions()
         self._told: list[float] = self.timesteps.tolist()
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether there are excursions."""
+        return bool(self._excursions)
+
+    def _chosen(self, look_ahead: Callable[[Boundary], LookAhead | None]) -> dict[int, Excursions]:
+        """Return the excursions from the boundaries that have some, by transition."""
+        excursions, start = {}, 0
+        for at, block in zip(self._boundaries(self._blocks, 0), self._blocks, strict=True):
+            chosen = look_ahead(at)
+            if chosen is not None:
+                ahead = excursion(
+                    self._grid.levels,
+                    start,
+                    chosen.calls,
+                    schedule=self._native.schedule,
+                    solver=self._transitions.solver,
+                )
+                excursions[at.index] = Excursions(ahead, chosen.samples)
+            start += len(block.steps)
+        return excursions
+
+    def _insert_excursions(self) -> None:
+        """Put the calls of excursions after the first call of their transitions."""
+        levels, order, first = list(self._levels), [], 0
+        for k, block in enumerate(self._blocks):
+            order.append(first)
+            if k in self._excursions:
+                ahead, number = self._excursions[k]
+                own = range(len(levels), len(levels) + len(ahead.steps) - 1)
+                levels += [step.level for step in ahead.steps[1:]]
+                order += [*own] * number
+            order += range(first + 1, first + len(block.steps))
+            first += len(block.steps)
+        extra, end = levels[first:], self.sigmas[-1:]
+        timesteps = torch.cat([self.timesteps, self._timesteps_at(extra).to(self.timesteps.device)])
+        sigmas = torch.cat([self.sigmas[:-1], self._native.sigmas(extra).to(end)])
+        self.timesteps, self.sigmas = timesteps[order], torch.cat([sigmas[order], end])
+        self._levels = [levels[i] for i in order]
+
+    def _timesteps_at(self, levels: list[NoiseLevel]) -> Tensor:
+        """Return what the network is told at levels; at those of the grid it is the native."""
+        grid = self._grid
+        if all(level in grid.levels for level in levels):
+            return grid.timesteps[[grid.levels.index(level) for level in levels]]
+        return self._native.timesteps(levels, grid)
 
     def find(self, timestep: float) -> int:
         """Return the index of the first call at which the network is told a timestep.
@@ -189,17 +260,44 @@ class Timetable:
         """
         if not 0 <= begin < len(self._told):
             raise ValueError(f"set_begin_index: expected 0 to {len(self._told) - 1}, got {begin}")
+        if self.looks_ahead and begin >= len(self._blocks[0].steps):
+            raise ValueError(
+                f"look_ahead: expected a run that begins in its first transition, before call "
+                f"{len(self._blocks[0].steps)}, got one that begins at call {begin}: raise "
+                "strength, take fewer transitions, or leave look_ahead out"
+            )
         blocks = self._blocks_from(begin)
-        # a cut transition that has passed its own end is the ODE, drawn or not
-        passed = begin > 0 and not blocks[0].transition.base_snr > 0
-        draws_first = self._transitions.draw_first and not passed
-        drawn = [k > 0 or draws_first for k in range(len(blocks))]
+        boundaries, drawn = self._boundaries(blocks, begin), self._drawn(blocks, begin)
+        calls: list[Call] = []
+
+        def add(
+            block: Block, i: int, at: Boundary | None = None, number: int | None = None
+        ) -> None:
+            index, level = begin + len(calls), block.steps[i].level
+            told = NetworkCall(index, len(self._told), level, at, number)
+            draws, ahead = at is not None and drawn[at.index], None
+            if at is not None:
+                ahead = self._excursions.get(at.index)
+            calls.append(Call(block, i, draws, told, ahead))
+
+        for at, block in zip(boundaries, blocks, strict=True):
+            add(block, 0, at)
+            ahead, number = self._excursions.get(at.index, (block, 0))
+            for one in range(number):
+                for i in range(1, len(ahead.steps)):
+                    add(ahead, i, number=one)
+            for i in range(1, len(block.steps)):
+                add(block, i)
+        return [calls[0]] * begin + calls
+
+    def _boundaries(self, blocks: Sequence[Block], begin: int) -> list[Boundary]:
+        """Return the boundaries of a run of these transitions."""
+        drawn = self._drawn(blocks, begin)
         noisy = [one and not _ends_in_prediction(b) for one, b in zip(drawn, blocks, strict=True)]
         stochastic = list(accumulate(reversed(noisy), or_))[::-1]  # from there on
         number = sum(len(block.steps) for block in blocks)
-        calls: list[Call] = []
-        for k, block in enumerate(blocks):
-            at = Boundary(
+        return [
+            Boundary(
                 k,
                 len(blocks),
                 block.transition.t,
@@ -207,18 +305,23 @@ class Timetable:
                 number,
                 block.transition.lam_end,
                 self._native.data_scale,
+                sum(stochastic),
             )
-            for i, step in enumerate(block.steps):
-                boundary = at if i == 0 else None
-                told = NetworkCall(begin + len(calls), len(self._told), step.level, boundary)
-                calls.append(Call(block, i, i == 0 and drawn[k], told))
-        return [calls[0]] * begin + calls
+            for k, block in enumerate(blocks)
+        ]
+
+    def _drawn(self, blocks: Sequence[Block], begin: int) -> list[bool]:
+        """Return which of these transitions draw fresh noise."""
+        # a cut transition that has passed its own end is the ODE, drawn or not
+        passed = begin > 0 and not blocks[0].transition.base_snr > 0
+        draws_first = self._transitions.draw_first and not passed
+        return [k > 0 or draws_first for k in range(len(blocks))]
 
     def _blocks_from(self, begin: int) -> list[Block]:
         """Return the transitions of a run that begins at call `begin`."""
         if not begin:
             return self._blocks
-        if self._transitions.on_native_grid:
+        if self._transitions.on_native_grid and not self.looks_ahead:
             return self._transitions.over(self._grid.levels[begin:], self._native)
         solver, draw_first = self._transitions.solver, self._transitions.draw_first
         return cut(self._blocks, begin, solver, draw_first)

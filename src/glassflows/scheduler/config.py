@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,10 +36,14 @@ class GLASSConfig(FrozenDict):
     def get(self, key: str, default: Any = None) -> Any:
         if key != _DEFAULTS:
             return super().get(key, default)
-        native = self["native"]
-        own = [name for name in ("native", "glass", *self["glass"]) if name not in native]
         listed = super().get(_DEFAULTS, ())
-        return [*own, *untouched({**self, "_class_name": native["_class_name"], _DEFAULTS: listed})]
+        native = {**self, "_class_name": self["native"]["_class_name"], _DEFAULTS: listed}
+        return [*self.own, *untouched(native)]
+
+    @property
+    def own(self) -> list[str]:
+        """The keys that no native has."""
+        return [name for name in ("native", "glass", *self["glass"]) if name not in self["native"]]
 
 
 _OF_A_RUN = (
@@ -52,6 +57,15 @@ _OF_A_RUN = (
     "_begin_index",
 )
 """What a native scheduler notes of its grid, and of where a run is."""
+
+
+def written_for_natives(text: str, config: GLASSConfig) -> str:
+    """Return a config in JSON, from which a native's `from_pretrained` leaves out what is ours.
+
+    Diffusers writes no list of defaults; where it reads one, it heeds it.
+    """
+    listed = {**json.loads(text), _DEFAULTS: config.own}
+    return json.dumps(listed, indent=2, sort_keys=True) + "\n"
 
 
 def class_name(config: Mapping[str, Any]) -> str:

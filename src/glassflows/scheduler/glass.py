@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,14 +18,14 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..flow.solver import InnerGrid, Solver
-from ..flow.state import inner_step, start
+from ..flow.state import InnerState, inner_step, start
 from ..flow.transition import Correlations, check_correlations
 from . import config as configs
 from .calls import Call, FirstTransition, Timetable, Transitions
 from .hooks import Boundary, NetworkCall, TransitionHook
 from .native import Native
 from .noise_source import Generators, NoiseSource, check_initial_noise
-from .progress import Progress
+from .progress import Departure, Progress
 from .supported import FLOW_MATCH_EULER, NATIVE_READS, SUPPORTED
 
 _OWN = (
@@ -170,6 +172,11 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
             self._internal_dict = configs.GLASSConfig(self._internal_dict)
         return self._internal_dict
 
+    def to_json_file(self, json_file_path: str | PathLike[str]) -> None:
+        """Write the config, from which a native's `from_pretrained` takes what is its own."""
+        text = configs.written_for_natives(self.to_json_string(), self.config)
+        Path(json_file_path).write_text(text, encoding="utf-8")
+
     @property
     def compatibles(self) -> list[type]:
         """The classes that the native scheduler may be exchanged for."""
@@ -248,7 +255,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         The copy draws an independent stream of noise, has the hook that the hook names for copies,
         and tells no observer.
         """
-        new = object.__new__(type(self))
+        new = memo[id(self)] = object.__new__(type(self))
         alone = {"hook": None, "on_boundary": None, "on_denoised": None, "_in_hook": False}
         new.__dict__ = copy.deepcopy({**self.__dict__, **alone}, memo)
         new.hook = None if self.hook is None else self.hook.for_copy()
@@ -280,7 +287,10 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         given = {"sigmas": sigmas, "mu": mu, "timesteps": timesteps}
         if (native := configs.current(self.config)) != self.config["native"]:
             self._wrap(configs.build(native))
-        laid = Timetable(self._native, self._transitions, num_inference_steps, device, **given)
+        looks = (self.hook or TransitionHook()).look_ahead
+        laid = Timetable(
+            self._native, self._transitions, num_inference_steps, device, looks, **given
+        )
         self._timetable = laid
         self._reset()
         self.timesteps, self.sigmas = laid.timesteps, laid.sigmas
@@ -353,26 +363,59 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         if run.has_ended:
             raise ValueError("step: the run has ended: call set_timesteps to begin another")
         self._timetable.check_due(timestep, run.index)  # type: ignore[union-attr]
-        call = run.call
-        x, state = sample.float(), run.state_at(sample)
+        call, x, state = run.call, sample.float(), run.state_at(sample)
         output = model_output.float() if per_token_timesteps is None else -model_output.float()
         denoised = self._native.denoised(output, x, call.told.level)
-        rows = self._tell(call.told, sample, denoised)
-        if rows is not None:
-            state, denoised = state.select(rows), denoised[rows]
-        noise = self._fresh_noise(call, x, denoised, generator) if call.draws else None
-        x_next, state = inner_step(call.block, call.i, state, denoised, noise)
+        self._tell(call.told, sample, denoised)
+        x_next, state, denoised, away = self._advance(run, state, sample, denoised, generator)
         if run.is_at_last_call:  # in units of the native sampler
             x_next = self._timetable.end_scale * x_next  # type: ignore[union-attr]
         x_next = x_next.to(sample.dtype)
         # a hook may hold what it was told: its memory is not written again
-        progress = run.advanced(state, x_next, overwrite=self.hook is None)
+        progress = run.advanced(state, x_next, self.hook is None, away)
         self._run = progress.released() if progress.has_ended else progress
-        denoised = self._on_host_scale(denoised, sample.dtype)
         if self.hook is not None:
             self.hook.after_call(call.told, progress.returned)  # type: ignore[arg-type]
-            self.hook.after_prediction(call.told, denoised)
+        denoised = self._on_host_scale(denoised, sample.dtype)
         return GLASSSchedulerOutput(x_next, denoised) if return_dict else (x_next, denoised)
+
+    def _advance(
+        self,
+        run: Progress,
+        state: InnerState,
+        sample: Tensor,
+        denoised: Tensor,
+        generator: Generators | None,
+    ) -> tuple[Tensor, InnerState, Tensor, Departure | None]:
+        """Take the inner step that is due: of an excursion, out of a boundary, or of the chain.
+
+        Returns:
+            The next network input, its state, ẑ of the rows that went on, and the boundary that the
+            excursion under way has left from.
+        """
+        call, away = run.call, run.departure
+        if away is not None:
+            x_next, state = inner_step(call.block, call.i, state, denoised)
+            if not call.is_last:
+                return x_next, state, denoised, away
+            self._arrived(away, x_next)
+        elif call.excursions is not None:
+            # the host may write into its latents, and the network into its output
+            away = Departure(call, state, sample.clone(), denoised.clone())
+        if away is not None and away.has_another:
+            noise = self._noise.draw_aside(denoised)
+            x_next, state = inner_step(away.excursion, 0, away.state, away.denoised, noise)
+            return x_next, state, denoised, away.leaving()
+        if away is not None:
+            call, state, sample, denoised = away.call, away.state, away.sample, away.denoised
+        rows = self._rows_that_go_on(call.told, sample, denoised)
+        if rows is not None:
+            state, denoised = state.select(rows), denoised[rows]
+        noise = self._fresh_noise(call, denoised, generator) if call.draws else None
+        x_next, state = inner_step(call.block, call.i, state, denoised, noise)
+        if self.hook is not None:
+            self.hook.after_prediction(call.told, self._on_host_scale(denoised, sample.dtype))
+        return x_next, state, denoised, None
 
     def _begin(self, timestep: Any, sample: Tensor, generator: Generators | None) -> Progress:
         """Begin a run: find its first call, lay its transitions, seed its noise."""
@@ -389,31 +432,42 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         block = calls[0].block
         check_initial_noise(sample, block.transition.t)
         self._noise.begin(sample, generator)
+        if self._timetable.looks_ahead:
+            self._noise.begin_aside(sample)
         if self.hook is not None:
             self.hook.begins(self._noise.seeds(sample, _FOR_HOOKS))
         return Progress(calls, self._begin_index, start(sample.float(), block), returned=None)
 
-    def _tell(self, told: NetworkCall, sample: Tensor, denoised: Tensor) -> Tensor | None:
-        """Tell observers and hook of a call; return the rows that go on, None for all."""
-        if self.on_denoised is self.on_boundary is self.hook is None:
-            return None
+    def _tell(self, told: NetworkCall, sample: Tensor, denoised: Tensor) -> None:
+        """Tell observers of a call."""
+        if self.on_denoised is self.on_boundary is None:
+            return
         with self._hooks_running():
             if self.on_denoised is not None:
                 self.on_denoised(told, self._on_host_scale(denoised, sample.dtype).clone())
-            if told.boundary is None:
-                return None
-            if self.on_boundary is not None:
+            if self.on_boundary is not None and told.boundary is not None:
                 z = self._on_host_scale(denoised, sample.dtype).clone()
                 self.on_boundary(told.boundary, sample, z)
-            if self.hook is None:
-                return None
+
+    def _rows_that_go_on(
+        self, told: NetworkCall, sample: Tensor, denoised: Tensor
+    ) -> Tensor | None:
+        """Return the rows that the hook lets go on from a boundary; None for all."""
+        if self.hook is None or told.boundary is None:
+            return None
+        with self._hooks_running():
             return self.hook.at_boundary(told.boundary, sample, self._native.data_scale * denoised)
 
-    def _fresh_noise(
-        self, call: Call, x: Tensor, denoised: Tensor, generator: Generators | None
-    ) -> Tensor:
+    def _arrived(self, away: Departure, x: Tensor) -> None:
+        """Tell the hook of the end of an excursion, in units of the native sampler."""
+        if self.hook is not None and away.call.told.boundary is not None:
+            with self._hooks_running():
+                z = self._timetable.end_scale * x  # type: ignore[union-attr]
+                self.hook.arrived(away.call.told.boundary, z)
+
+    def _fresh_noise(self, call: Call, denoised: Tensor, generator: Generators | None) -> Tensor:
         """Return the noise ε̄ of a transition, which the hook may shift where it matters."""
-        noise, at = self._noise.draw(x, generator), call.told.boundary
+        noise, at = self._noise.draw(denoised, generator), call.told.boundary
         if self.hook is None or at is None or call.ends_in_prediction:
             return noise
         with self._hooks_running():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 from torch import Tensor
 
@@ -29,6 +30,7 @@ class Boundary:
         lam_end: λ̄ of the transition, √ of the precision with which its innovation measures z in
             the end; infinite for a transition to data.
         data_scale: Units of ẑ, as a hook gets it, per standard deviation of the data.
+        num_stochastic: How many boundaries of the run are stochastic, the first ones; None for all.
     """
 
     index: int
@@ -38,6 +40,7 @@ class Boundary:
     num_calls: int = 0
     lam_end: float = math.inf
     data_scale: float = 1.0
+    num_stochastic: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,38 @@ class NetworkCall:
         index: Its index in `scheduler.timesteps`.
         total: Number of entries of `scheduler.timesteps`.
         level: Noise level of the network's input.
-        boundary: The boundary it is made at; None within a transition.
+        boundary: The boundary it is made at; None within a transition or an excursion.
+        excursion: Number of the excursion from the last boundary that it belongs to, from 0; None
+            for a call of the chain itself.
     """
 
     index: int
     total: int
     level: NoiseLevel
     boundary: Boundary | None
+    excursion: int | None = None
+
+
+@dataclass(frozen=True)
+class LookAhead:
+    """Excursions from a boundary to data, each of which ends in a draw from p(z | x_t).
+
+    Args:
+        calls: Number m of network calls of each, beside that of the boundary, which they share.
+        samples: Number S of excursions.
+
+    Raises:
+        ValueError: if one is no whole number of at least 1.
+    """
+
+    calls: int = 1
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        for option, value in (("look_ahead", self.calls), ("look_ahead_samples", self.samples)):
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if not whole or value < 1:
+                raise ValueError(f"{option}: expected a whole number of at least 1, got {value!r}")
 
 
 class TransitionHook:
@@ -65,6 +93,21 @@ class TransitionHook:
 
     def admit(self) -> None:
         """Refuse, by raising, a caller of `set_timesteps` or `step` that is not the hook's own."""
+
+    def look_ahead(self, at: Boundary) -> LookAhead | None:
+        """Choose the excursions from a boundary, when the timetable of a run is laid.
+
+        The chain itself goes on as if there were none.
+        """
+        return None
+
+    def arrived(self, at: Boundary, z: Tensor) -> None:
+        """Take note of the end of an excursion.
+
+        Args:
+            at: The boundary that it left from; `at_boundary` follows after the last excursion.
+            z: A draw from p(z | x_t), as the last latents of a run are, float32, (N, *event).
+        """
 
     def begins(self, seeds: list[int]) -> None:
         """Take note that a run begins.
@@ -84,6 +127,18 @@ class TransitionHook:
 
         Returns:
             N indices of rows, an int64 tensor; None for all of them as they are.
+        """
+        return None
+
+    def living(self) -> Tensor | None:
+        """Return the rows that go on being worked on since the last boundary.
+
+        The others rest: no network sees them, and what becomes of them does not matter. A steered
+        run asks; a scheduler alone does not.
+
+        Returns:
+            Indices of rows, increasing, an int64 tensor on the CPU; None for all. A row that rests
+            rests to the end.
         """
         return None
 

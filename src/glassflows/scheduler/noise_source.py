@@ -37,6 +37,7 @@ class NoiseSource:
     def __init__(self) -> None:
         self.generator: Generators | None = None
         self._rows: list[torch.Generator] = []
+        self._aside: list[torch.Generator] = []
         self._added: tuple[list[bytes], Tensor] | None = None
         self._stream: tuple[int, ...] = ()
         self._num_copies = 0
@@ -46,7 +47,7 @@ class NoiseSource:
 
         Copies are numbered anew, so that a repeated run repeats them.
         """
-        self._rows, self._added, self._num_copies = [], None, 0
+        self._rows, self._aside, self._added, self._num_copies = [], [], None, 0
 
     def added(self, noise: Tensor, noised: Tensor) -> None:
         """Take note of noise that the host adds to clean samples before a run begins (img2img).
@@ -69,6 +70,11 @@ class NoiseSource:
             return
         seeds = self.seeds(sample, self._stream)
         self._rows = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def begin_aside(self, sample: Tensor) -> None:
+        """Seed the rows of a run for draws that leave all others as they are."""
+        seeds = self.seeds(sample, (*self._stream, *_ASIDE))
+        self._aside = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def seeds(self, sample: Tensor, stream: tuple[int, ...]) -> list[int]:
         """Return one seed per row of a run, which no other row and no rounding changes.
@@ -96,12 +102,11 @@ class NoiseSource:
             return randn_tensor(
                 like.shape, generator=source, device=like.device, dtype=torch.float32
             )
-        shape, dtype = like.shape[1:], torch.float32
-        rows = [torch.randn(shape, generator=row, dtype=dtype, device="cpu") for row in self._rows]
-        noise = torch.stack(rows)
-        if like.device.type == "cuda":
-            noise = noise.pin_memory()  # so that the copy waits for nothing
-        return noise.to(like.device, non_blocking=True)
+        return _of_rows(like, self._rows)
+
+    def draw_aside(self, like: Tensor) -> Tensor:
+        """Return noise as `draw` does, from generators of their own."""
+        return _of_rows(like, self._aside)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoiseSource:
         self._num_copies += 1
@@ -109,7 +114,22 @@ class NoiseSource:
         new._stream, new._num_copies = (*self._stream, self._num_copies), 0
         new.generator = _forked(self.generator, new._stream)
         new._rows = _forked(self._rows, new._stream)
+        new._aside = _forked(self._aside, new._stream)
         return new
+
+
+_ASIDE = (-2,)
+"""The stream of random numbers that excursions draw."""
+
+
+def _of_rows(like: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Return standard normal noise, a generator for each row, drawn on the CPU."""
+    shape, dtype = like.shape[1:], torch.float32
+    rows = [torch.randn(shape, generator=row, dtype=dtype, device="cpu") for row in generators]
+    noise = torch.stack(rows)
+    if like.device.type == "cuda":
+        noise = noise.pin_memory()  # so that the copy waits for nothing
+    return noise.to(like.device, non_blocking=True)
 
 
 def check_initial_noise(sample: Tensor, level: NoiseLevel) -> None:

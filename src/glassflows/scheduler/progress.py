@@ -12,10 +12,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..flow.solver import Block
 from ..flow.state import InnerState, may_be_overwritten, moved
 from .calls import Call
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A boundary that excursions leave from, and to which the chain comes back.
+
+    Args:
+        call: The call at the boundary.
+        state: The state there.
+        sample: The latents there, as the host holds them.
+        denoised: ẑ there.
+        left: Number of excursions that have left.
+    """
+
+    call: Call
+    state: InnerState
+    sample: Tensor
+    denoised: Tensor
+    left: int = 0
+
+    @property
+    def excursion(self) -> Block:
+        """The transition to data that excursions take."""
+        return self.call.excursions.block  # type: ignore[union-attr]
+
+    @property
+    def has_another(self) -> bool:
+        """Whether an excursion has not left yet."""
+        return self.left < self.call.excursions.number  # type: ignore[union-attr]
+
+    def leaving(self) -> Departure:
+        """Return the boundary when one more excursion has left."""
+        return replace(self, left=self.left + 1)
 
 
 @dataclass(frozen=True)
@@ -28,12 +62,14 @@ class Progress:
         state: The state of its transition; None after the last step.
         returned: Our copy of what the host was handed last; None before the first step and after
             the last.
+        departure: The boundary that an excursion under way has left from; None on the chain.
     """
 
     calls: list[Call]
     index: int
     state: InnerState | None
     returned: Tensor | None
+    departure: Departure | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -70,22 +106,28 @@ class Progress:
         step = self.call.block.steps[self.call.i]
         return moved(step, state, sample.float(), self.returned.float())
 
-    def advanced(self, state: InnerState, handed_out: Tensor, overwrite: bool) -> Progress:
+    def advanced(
+        self,
+        state: InnerState,
+        handed_out: Tensor,
+        overwrite: bool,
+        departure: Departure | None = None,
+    ) -> Progress:
         """Return where the run is after a step.
 
         Args:
             state: The state of the next call.
             handed_out: What the host is handed.
             overwrite: Whether the copy of what it was handed before may be written over.
+            departure: The boundary that an excursion under way has left from.
         """
         buffer = self.returned if overwrite else None
-        return replace(
-            self, index=self.index + 1, state=state, returned=_copied(handed_out, buffer)
-        )
+        returned = _copied(handed_out, buffer)
+        return Progress(self.calls, self.index + 1, state, returned, departure)
 
     def released(self) -> Progress:
         """Return where the run is without its tensors."""
-        return replace(self, state=None, returned=None)
+        return replace(self, state=None, returned=None, departure=None)
 
 
 def _copied(x: Tensor, buffer: Tensor | None) -> Tensor:

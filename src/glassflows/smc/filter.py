@@ -38,7 +38,8 @@ class FilterInfo:
     """What happened in one step.
 
     Args:
-        ancestors: Parent slot of each slot within its group, shape (G, K), int64.
+        ancestors: Parent slot of each slot within its group, shape (G, K), int64; (G, N) where N
+            were drawn.
         ess: Effective sample size before resampling, shape (G,).
         resampled: Which groups were resampled, shape (G,), bool.
         log_potential: Addition to the log-weights before resampling, shape (G, K).
@@ -64,8 +65,12 @@ def step(
     generators: Generators,
     potential: Potential = difference,
     resampling: Resampling = systematic,
+    number: int | None = None,
 ) -> tuple[FilterState, FilterInfo]:
     """Weigh the particles by new rewards, then resample each group whose ESS is too small.
+
+    Every group is resampled where a number of survivors is given. They stand for the K that were
+    weighed: they have equal weights, and the log mean weight of the K joins the log-evidence.
 
     Args:
         scaled: λ r of each particle, shape (G, K), float64.
@@ -73,6 +78,7 @@ def step(
         generators: One per group; only groups that are resampled draw from theirs.
         potential: Maps scaled rewards to the additions to the log-weights.
         resampling: Scheme that draws the parents.
+        number: N, the particles of each group in the next generation; None for K.
 
     Returns:
         The state of the next generation, and what happened. A group that is not resampled keeps its
@@ -82,18 +88,20 @@ def step(
     log_potential = potential(history.clone())
     log_weights, paid = state.log_weights + log_potential, state.paid + log_potential
     sizes = ess(log_weights)
-    number = scaled.shape[-1]
+    groups, particles = scaled.shape
     # the margin keeps rounding from resampling equal weights or a group at the threshold
-    resampled = sizes < ess_threshold * number * (1 - 1e-6)
-    ancestors = torch.arange(number, device=scaled.device).expand_as(scaled).clone()
+    resampled = sizes < ess_threshold * particles * (1 - 1e-6)
+    if number is not None:
+        resampled = torch.ones_like(resampled)
+    width = number or particles
+    ancestors = torch.arange(width, device=scaled.device).expand(groups, width).clone()
     for group in resampled.nonzero().flatten().tolist():
-        ancestors[group] = resampling(
-            log_weights[group : group + 1], generators[group : group + 1]
-        )[0]
+        one = log_weights[group : group + 1], generators[group : group + 1]
+        ancestors[group] = (resampling(*one) if number is None else resampling(*one, number))[0]
     new = FilterState(
-        log_weights=torch.where(resampled[:, None], 0.0, log_weights),
+        log_weights=torch.where(resampled[:, None], 0.0, log_weights.gather(-1, ancestors)),
         log_evidence=state.log_evidence + torch.where(resampled, log_mean(log_weights), 0.0),
-        scaled=history.gather(-1, ancestors.expand_as(history)),
+        scaled=history.gather(-1, ancestors.expand(len(history), -1, -1)),
         paid=paid.gather(-1, ancestors),
     )
     return new, FilterInfo(ancestors, sizes, resampled, log_potential)

@@ -5,7 +5,7 @@ from .calibration import Calibration
 from .feynman_kac import FeynmanKac
 from .proposals import Twist
 from .result import SteeringResult
-from .search import BeamSearch
+from .search import BeamSearch, Halving
 from .steerer import FeynmanKacSteerer, Steerer
 from .strategy import Decision, Outcome, Strategy
 
@@ -16,6 +16,7 @@ __all__ = [
     "Decision",
     "FeynmanKac",
     "FeynmanKacSteerer",
+    "Halving",
     "Outcome",
     "Steerer",
     "SteeringResult",

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..caller import warn
 from ..scheduler.hooks import Boundary
 from ..smc import filter as smc
-from .caller import warn
 from .strategy import Decision, Generators, Outcome
 
 ENOUGH = 4
@@ -241,12 +241,20 @@ def _of_record(record: Any) -> Calibration:
 class Unmoved:
     """A strategy that scores every boundary, moves nothing, and notes what a calibration needs.
 
+    Args:
+        reward_scale: λ_r of the strategy that is calibrated.
+
     Attributes:
         boundaries: The boundaries at which it scored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reward_scale: float | None = None) -> None:
+        self.reward_scale = 1.0 if reward_scale is None else reward_scale
         self.boundaries: list[Boundary] = []
+
+    def scale(self, state: None, at: Boundary) -> Tensor:
+        """Return λ_r, by which ends of excursions are averaged."""
+        return torch.full((1, 1), self.reward_scale, dtype=torch.float64, device="cpu")
 
     def due(self, at: Boundary) -> bool:
         return True

@@ -105,9 +105,10 @@ def variety(lineages: float, diversity: float) -> str:
 def summary(result: SteeringResult) -> str:
     """Return in a line what a call drew, how its weights went and what it cost.
 
-    Effective sample sizes, lineages and diversity are means over prompts.
+    Effective sample sizes, lineages and diversity are means over prompts. Of a population that
+    shrinks all its numbers of particles are named.
     """
-    prompts, particles = result.rewards.shape
+    prompts, particles = len(result.rewards), _arrows(result.widths)
     best = labels([float(row[slot]) for row, slot in zip(result.rewards, result.best, strict=True)])
     parts = [
         f"{result.strategy}: {_counted(prompts, 'prompt')} × {_counted(particles, 'particle')}, "
@@ -115,7 +116,7 @@ def summary(result: SteeringResult) -> str:
     ]
     if len(result.ess):
         sizes = " → ".join(f"{size:.1f}" for size in result.ess.mean(1).tolist())
-        parts.append(f"ESS {sizes} of {particles}")
+        parts.append(f"ESS {sizes} of {_arrows(result.widths[:-1])}")
     lineages = float(result.lineages.double().mean())
     parts.append(variety(lineages, float(result.diversity.mean())))
     if result.interrupted:
@@ -123,5 +124,10 @@ def summary(result: SteeringResult) -> str:
     return "; ".join([*parts, str(result.ledger)])
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+def _arrows(widths: Sequence[int]) -> str:
+    """Return numbers of particles over time, each once; they never grow."""
+    return " → ".join(map(str, dict.fromkeys(widths)))
+
+
+def _counted(number: int | str, what: str) -> str:
+    return f"{number} {what}" + ("" if str(number) == "1" else "s")

@@ -14,13 +14,15 @@ def num_lineages(ancestors: Tensor) -> Tensor:
     """Return how many slots of the first scoring have final descendants, shape (P,), int64.
 
     Args:
-        ancestors: Parent slots within the group at each scoring, shape (S, P, K); without a scoring
-            every slot is its own lineage.
+        ancestors: Parent slots within the group at each scoring, shape (S, P, K), −1 in those that
+            did not live on; without a scoring every slot is its own lineage.
     """
-    slots = torch.arange(ancestors.shape[-1], device=ancestors.device).expand(ancestors.shape[1:])
+    groups, particles = ancestors.shape[1:]
+    final = int((ancestors[-1, 0] >= 0).sum()) if len(ancestors) else particles
+    slots = torch.arange(final, device=ancestors.device).expand(groups, final)
     for parents in ancestors.flip(0):
         slots = parents.gather(1, slots)
-    return torch.zeros_like(slots).scatter(1, slots, 1).sum(1)
+    return slots.new_zeros(groups, particles).scatter(1, slots, 1).sum(1)
 
 
 @torch.no_grad()

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..caller import warn
 from ..scheduler.hooks import Boundary
 from ..smc import filter as smc
 from ..smc.potentials import Potential, potential_named
 from ..smc.resampling import resampling_named
 from ..smc.weights import normalise
 from .calibration import Calibration
-from .caller import warn
 from .strategy import Decision, Generators, Outcome, check_whole, described, worth
+from .widths import check_enough, check_first, checked_widths, new_width, num_stochastic
 
 RewardScale = float | Literal["auto"] | Sequence[float] | Callable[[float], float]
 
@@ -57,6 +58,12 @@ class FeynmanKac:
     the start of a last transition of one network call, particles are weighed and not moved: copies
     would stay copies.
 
+    With `widths` the population shrinks, 16 → 8 → 4. The transitions are split into as many parts
+    as there are widths, as evenly as possible, the first ones longer; one that nothing random
+    follows belongs to the last part. At the start of part j > 0 every group is weighed and
+    resampled to `widths[j]` particles of equal weights, whatever the window and the threshold. The
+    estimate of the evidence stays unbiased.
+
     Args:
         reward_scale: λ_r; None takes `reward.reward_scale` where the reward has one, else 1. A list
             has one per transition, a function maps the fraction of transitions done, in (0, 1], to
@@ -69,16 +76,21 @@ class FeynmanKac:
             final weighing pays the rest: the log-potentials of a particle sum to λ_r r(final).
         resampling: "systematic", "stratified", "residual", "ssp" or "multinomial".
         ess_threshold: A group is resampled when its effective sample size falls below this fraction
-            of K; 0 never resamples, 1 whenever weights differ.
+            of K, or of the particles that live; 0 never resamples, 1 whenever weights differ.
         score_every: Score at every so many transitions.
-        start: Score from this fraction of the transitions on.
+        start: Score from this fraction of the transitions on. None is 0 with a calibration, which
+            knows what early rewards are worth; without one it is 0.5, since the rewards of early
+            predictions hardly tell of the final ones.
         stop: Score up to this fraction of the transitions.
         calibration: How much rewards on the way tell of the final one; None for as much as it.
             λ_r, a number, is then that of the target, and b_k λ_r that of boundary k. A run of
             other transitions or network calls than the calibration's is refused.
+        widths: How many particles of each prompt live in each part of the run; the first is K, and
+            none is larger than the one before it. None for K to the end.
 
     Raises:
-        ValueError: if an option is out of range.
+        ValueError: if an option is out of range, or widths do not begin with K or are too many for
+            the transitions of a run.
 
     Reference:
         Singhal et al., arXiv:2501.06848; Holderrieth et al., arXiv:2509.25170, section 5.
@@ -89,9 +101,10 @@ class FeynmanKac:
     resampling: str = "systematic"
     ess_threshold: float = 0.5
     score_every: int = 1
-    start: float = 0.0
+    start: float | None = None
     stop: float = 1.0
     calibration: Calibration | None = None
+    widths: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         check_whole("score_every", self.score_every)
@@ -100,8 +113,8 @@ class FeynmanKac:
                 "ess_threshold: expected a fraction of num_particles in [0, 1], got "
                 f"{self.ess_threshold!r}"
             )
-        numbers = isinstance(self.start, Real) and isinstance(self.stop, Real)
-        if not (numbers and 0 <= self.start <= self.stop <= 1):
+        numbers = isinstance(self.start, Real | None) and isinstance(self.stop, Real)
+        if not (numbers and 0 <= (self.start or 0) <= self.stop <= 1):
             raise ValueError(
                 f"start, stop: expected fractions 0 ≤ start ≤ stop ≤ 1, got {self.start!r}, "
                 f"{self.stop!r}"
@@ -114,6 +127,8 @@ class FeynmanKac:
             )
         if self.calibration is not None:
             check_calibrates(self.reward_scale, f"{self.calibration.reward_scale:.3g}")
+        if self.widths is not None:
+            object.__setattr__(self, "widths", checked_widths(self.widths))
         potential_named(self.potential)  # refuses unknown names, as does the next
         resampling_named(self.resampling)
 
@@ -123,13 +138,31 @@ class FeynmanKac:
     @property
     def moves(self) -> bool:
         """Whether particles are to be moved on the way; from `start=1` on there is no way left."""
-        return self.ess_threshold > 0 and self.start < 1
+        shrinks = self.widths is not None and len(self.widths) > 1
+        return shrinks or (self.ess_threshold > 0 and self._start < 1)
+
+    @property
+    def _start(self) -> float:
+        """The fraction of the transitions from which on particles are scored."""
+        if self.start is not None:
+            return self.start
+        return 0.0 if self.calibration is not None else min(0.5, self.stop)
+
+    def check_run(self, at: Boundary) -> None:
+        """Refuse a run of fewer transitions than widths."""
+        if self.widths is not None:
+            check_enough(
+                self.widths, num_stochastic(at), " at whose start fresh noise still matters"
+            )
 
     def due(self, at: Boundary) -> bool:
         done = at.index / at.total
-        return self.start <= done <= self.stop and (at.index - 1) % self.score_every == 0
+        in_window = self._start <= done <= self.stop and (at.index - 1) % self.score_every == 0
+        return in_window or self._width(at) is not None
 
     def init(self, groups: int, particles: int) -> FeynmanKacState:
+        if self.widths is not None:
+            check_first(self.widths, particles)
         nothing = torch.full((groups, 1), math.nan, dtype=torch.float64, device="cpu")
         return FeynmanKacState(smc.init(groups, particles), nothing)
 
@@ -140,6 +173,7 @@ class FeynmanKac:
             self.calibration.check_run(at)
         chosen = self._chosen(state.chosen, rewards)
         scale, target = (self._scale(chosen, done, at.total) for done in (at.index, at.total))
+        width = self._width(at)
         filtered, info = smc.step(
             state.filter,
             _scaled(scale, rewards),
@@ -147,9 +181,13 @@ class FeynmanKac:
             generators=generators,
             potential=self._potential,
             resampling=resampling_named(self.resampling),
+            number=width,
         )
         judged = state.judged or self._judge(rewards, scale, target, info)
-        decision = Decision(info.ancestors, info.resampled, info.ess, worth(rewards, target[:, 0]))
+        resting = Decision.keep(rewards).ancestors[:, info.ancestors.shape[1] :]
+        ancestors = torch.cat([info.ancestors, resting], 1)
+        good = worth(rewards, target[:, 0])
+        decision = Decision(ancestors, info.resampled, info.ess, good, width)
         return FeynmanKacState(filtered, chosen, judged), decision
 
     def scale(self, state: FeynmanKacState, at: Boundary) -> Tensor:
@@ -167,6 +205,12 @@ class FeynmanKac:
         weighed = smc.finish(state.filter, _scaled(scale, rewards))
         evidence = smc.log_evidence(weighed)
         return Outcome(normalise(weighed.log_weights), evidence, scale[:, 0])
+
+    def _width(self, at: Boundary) -> int | None:
+        """Return the width to shrink to at a boundary; None where no part begins."""
+        if self.widths is None or not at.stochastic:
+            return None
+        return new_width(self.widths, at.index, num_stochastic(at))
 
     # ---- the scale -------------------------------------------------------------------------------
 

@@ -6,11 +6,13 @@ A genealogy shows the particles of one prompt at each scoring, and the parent of
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
@@ -40,7 +42,8 @@ class OwnFigure(Figure):
 def genealogy(result: Any, prompt: int = 0) -> Figure:
     """Draw particles as columns and scorings as rows, the first at the top; return the figure.
 
-    The last row holds the final samples. Lines lead to parents: red in the lineage of the best
+    The last row holds the final samples. Where the population shrank rows have fewer particles than
+    the first. Lines lead to parents: red in the lineage of the best
     sample, dark in other lineages that reached the end. The title tells how many lineages did, and
     the diversity of the final samples. Curves beside the rows show the effective sample size and
     the rewards, their mean dark and the best red. With more than 12 particles or rows, particles
@@ -100,23 +103,25 @@ class _Drawing:
         prompt: Index of the prompt.
 
     Attributes:
-        scored: Rewards of all rows, the final ones last, (rows, particles).
+        scored: Rewards of all rows, the final ones last, (rows, particles); NaN where none lived.
+        places: Row and slot of each particle, row by row.
         large: Whether particles are pictures or scores, and not dots.
     """
 
     def __init__(self, result: Any, prompt: int) -> None:
-        self.scored = np.vstack(
-            [result.scored[:, prompt].numpy(), result.rewards[prompt].numpy()[None]]
-        )
-        scale = result.reward_scale[prompt : prompt + 1]
-        groups = (result.scored[:, prompt : prompt + 1], result.rewards[None, prompt : prompt + 1])
-        self.worth = np.vstack([worth(group, scale)[:, 0].numpy() for group in groups])
-        self.lowest, self.highest = float(self.worth.min()), float(self.worth.max())
         self.ancestors = result.ancestors[:, prompt].numpy()
-        self.rows, self.columns = self.scored.shape
+        self.columns, width = self.ancestors.shape[1], result.rewards.shape[1]
+        final = torch.full((1, self.columns), math.nan, dtype=torch.float64)
+        final[0, :width] = result.rewards[prompt]
+        scored = torch.cat([result.scored[:, prompt], final])
+        self.scored = scored.numpy()
+        self.worth = worth(scored[:, None], result.reward_scale[prompt : prompt + 1])[:, 0].numpy()
+        self.lowest, self.highest = float(np.nanmin(self.worth)), float(np.nanmax(self.worth))
+        self.rows = len(self.scored)
+        self.places = np.argwhere(np.isfinite(self.scored))
         self.large = max(self.rows, self.columns) <= _MOST
         self.shown = _pictures(result, prompt) if self.large else None
-        self.alive = _alive(self.ancestors, self.columns)
+        self.alive = _alive(self.ancestors, np.isfinite(self.scored[-1]))
         self.winner = result.lineage(prompt)
 
         self.cell = 0.72 if self.large else min(0.3, 9.0 / self.columns)  # inches
@@ -137,7 +142,7 @@ class _Drawing:
         """Draw a line from each particle to its parent."""
         wide = 2.2 if self.large else 1.6
         for row, parents in enumerate(self.ancestors):
-            for slot, parent in enumerate(parents):
+            for slot, parent in enumerate(parents[parents >= 0]):
                 won = self.winner[row] == parent and self.winner[row + 1] == slot
                 kept = self.alive[row + 1][slot]
                 colour, order = (_WINNER, 3) if won else (_KEPT, 2) if kept else (_LOST, 1)
@@ -147,10 +152,9 @@ class _Drawing:
 
     def pictures(self) -> None:
         """Draw particles as pictures, or as dots where there is none, with their scores."""
-        texts = labels(self.scored.flatten().tolist())
+        texts = labels([float(self.scored[row, slot]) for row, slot in self.places])
         size = min(9.0, 72 * self.cell / (0.7 * max(map(len, texts))))  # to fit into the cell
-        for i, text in enumerate(texts):
-            row, slot = divmod(i, self.columns)
+        for (row, slot), text in zip(self.places.tolist(), texts, strict=True):
             colour = self.colour(row, slot)
             picture = self.shown[row][slot] if self.shown else None
             if picture is None:
@@ -174,7 +178,7 @@ class _Drawing:
     def dots(self) -> None:
         """Draw particles as dots, all at once."""
         side = 72 * min(self.cell, self.height)  # points
-        rows, slots = np.indices(self.scored.shape).reshape(2, -1)
+        rows, slots = self.places.T
         self.dot(rows, slots, 0.72 * side, min(1.5, 0.14 * side))
 
     def dot(self, rows: Any, slots: Any, size: float, edge: float) -> None:
@@ -223,8 +227,8 @@ class _Drawing:
         self.sizes.set_xlim(0, self.columns * 1.05)
         self.sizes.set_xticks([0, self.columns // 2, self.columns][:: 1 if self.columns > 1 else 2])
         self.sizes.set_xlabel("effective\nsample size")
-        slots = self.worth.argmax(1)
-        best, mean = self.scored[rows, slots], self.scored.mean(1)
+        slots = np.nanargmax(self.worth, 1)
+        best, mean = self.scored[rows, slots], np.nanmean(self.scored, 1)
         self.rewards.plot(mean, rows, color=_KEPT, **line)
         self.rewards.plot(best, rows, color=_WINNER, **line)
         ends = sorted({float(end) for ends in (mean, best) for end in (ends.min(), ends.max())})
@@ -251,11 +255,16 @@ def _name_ends(axes: Any, ends: Sequence[float]) -> None:
         text.set_horizontalalignment(side)
 
 
-def _alive(ancestors: np.ndarray, columns: int) -> list[np.ndarray]:
-    """Return, row by row, which slots have descendants among the final samples."""
-    alive = [np.ones(columns, bool)]
+def _alive(ancestors: np.ndarray, final: np.ndarray) -> list[np.ndarray]:
+    """Return, row by row, which slots have descendants among the final samples.
+
+    Args:
+        ancestors: Parent slots of each row but the first, shape (rows, particles).
+        final: Which slots hold a final sample, shape (particles,), bool.
+    """
+    alive = [final]
     for parents in ancestors[::-1]:
-        kept = np.zeros(columns, bool)
+        kept = np.zeros(len(final), bool)
         kept[parents[alive[0]]] = True
         alive.insert(0, kept)
     return alive
@@ -272,7 +281,7 @@ def _pictures(result: Any, prompt: int) -> list[list[Any]] | None:
         return None
     if previews.ndim == 6:
         previews = previews[:, :, previews.shape[2] // 2]
-    columns, returned = result.rewards.shape[1], result.order.shape[1]
+    columns, returned = result.ancestors.shape[2], result.order.shape[1]
     rows = [
         list(row.movedim(1, -1).numpy())
         for row in previews[:, prompt * columns : (prompt + 1) * columns]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..scheduler.hooks import Boundary, TransitionHook
+from ..caller import warn
+from ..scheduler.hooks import Boundary, LookAhead, TransitionHook
 from ..smc.resampling import systematic
-from .caller import warn
-from .proposals import Twist, log_ratio
+from .proposals import Twist, log_ratio, per_row
 from .scorer import Scorer
-from .strategy import Decision, Outcome, Strategy, worth
+from .strategy import Decision, Outcome, Strategy, is_whole, worth
 
-Select = Literal["all", "best", "sample"]
+Select = Literal["all", "best", "best_seen", "sample"]
 
 
 class Scoring(NamedTuple):
@@ -23,15 +24,39 @@ class Scoring(NamedTuple):
 
     Args:
         transition: Number of the transition at whose start it was.
-        rewards: Rewards of the denoised predictions, shape (P, K).
+        rewards: Rewards of the denoised predictions, shape (P, W) of W that lived.
         decision: Which particles went on.
-        preview: What the reward saw, (P · K, …), uint8; None unless asked for.
+        preview: What the reward saw, (P · W, …), uint8; None unless asked for.
     """
 
     transition: int
     rewards: Tensor
     decision: Decision
     preview: Tensor | None
+
+
+class Seen(NamedTuple):
+    """One sample of each group.
+
+    Args:
+        worth: Rewards, higher for better, shape (P,).
+        rewards: Shape (P,).
+        latents: Shape (P, *event).
+    """
+
+    worth: Tensor
+    rewards: Tensor
+    latents: Tensor
+
+    def or_better(self, other: Seen) -> Seen:
+        """Return of each group the better of two."""
+        better = other.worth > self.worth
+        return Seen(
+            *(
+                torch.where(per_row(better, one).bool(), two, one)
+                for one, two in zip(self, other, strict=True)
+            )
+        )
 
 
 class Population(TransitionHook):
@@ -44,9 +69,12 @@ class Population(TransitionHook):
         keep_previews: Whether what the reward saw is kept.
         show: Shows values on a progress bar.
         twist: Moves particles along the gradient of the reward; None for not.
+        ahead: Excursions from each scoring, whose ends are scored instead; None for none.
 
     Attributes:
+        alive: How many particles of each group live, the first slots; the others rest to the end.
         scorings: What happened so far.
+        best_seen: The best end of an excursion of each group so far; None before the first.
     """
 
     def __init__(
@@ -57,6 +85,7 @@ class Population(TransitionHook):
         keep_previews: bool,
         show: Callable[..., None],
         twist: Twist | None = None,
+        ahead: LookAhead | None = None,
     ) -> None:
         self.strategy = strategy
         self.scorer = scorer
@@ -64,6 +93,11 @@ class Population(TransitionHook):
         self.keep_previews = keep_previews
         self.show = show
         self.twist = twist
+        self.ahead = ahead
+        self.best_seen: Seen | None = None
+        self._ends: list[Tensor] = []
+        self._preview: Tensor | None = None
+        self.alive = shape[1]
         self.scorings: list[Scoring] = []
         self._state = strategy.init(*shape)
         self._generators = [torch.Generator() for _ in range(shape[0])]
@@ -76,28 +110,60 @@ class Population(TransitionHook):
         self._total, self._dtype = at.total, x_t.dtype
         self._gradient = self._mean = None
         if at.index == 0:  # from pure noise every prediction is nearly E[z]: nothing to score yet
+            if check_run := getattr(self.strategy, "check_run", None):
+                check_run(at)
             return None
         if not self.strategy.due(at):
             return None
-        preview, rewards = self._scored(at, z)
+        preview, rewards = self._scored(at, self.of_living(z))
         self._state, decision = self.strategy.step(self._state, rewards, at, self._generators)
         self.scorings.append(Scoring(at.index, rewards, decision, preview))
         best = (rewards if decision.worth is None else decision.worth).argmax()
         self.show(
             reward=f"{float(rewards.flatten()[best]):.4g}", ess=f"{float(decision.ess.mean()):.1f}"
         )
-        if not decision.resampled.any():
+        lived = self.alive
+        self._shrink(decision.alive)
+        if self.alive == lived and not decision.resampled.any():
             return None
-        rows = self.rows(decision.ancestors)
+        ancestors = decision.ancestors[:, : self.alive]
         if self._gradient is not None:
+            rows = self.rows(ancestors, lived)
             self._gradient = self._gradient[rows.to(self._gradient.device)]
-        return rows
+        copies = torch.arange(self.shape[1], device=ancestors.device) % self.alive
+        return self.rows(ancestors[:, copies])  # those that rest are copies of the living
+
+    def _shrink(self, alive: int | None) -> None:
+        """Let the first particles of each group live on, all for None."""
+        if alive is None or alive == self.alive:
+            return
+        if not (is_whole(alive) and 1 <= alive <= self.alive):
+            raise ValueError(
+                f"alive: expected 1 to {self.alive}, the particles of a prompt that lived, got "
+                f"{alive!r} from {self.strategy!r}: return Decision(..., alive=None) for all"
+            )
+        self.alive = int(alive)
+        self.scorer.shrink(self.alive)
+
+    def living(self) -> Tensor | None:
+        if self.alive == self.shape[1]:
+            return None
+        return self.rows(torch.arange(self.alive, device="cpu"))
+
+    def of_living(self, rows: Tensor) -> Tensor:
+        """Return the rows of particles that live, of a tensor (P · K, …)."""
+        living = self.living()
+        return rows if living is None else rows[living.to(rows.device)]
 
     def _scored(self, at: Boundary, z: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return what is kept of denoised predictions as the reward sees them, and their rewards.
 
-        Their gradients are taken on the way where they are needed.
+        Their gradients are taken on the way where they are needed. Where excursions have come back,
+        the rewards are those of their ends.
         """
+        if self._ends:
+            ends, self._ends = torch.stack(self._ends), []
+            return self._preview, log_mean_exp(ends, self._scale(at))
         if self.twist is None or not at.stochastic:
             samples = self.scorer.decoded(z.to(self._dtype, copy=True))
             # the reward may write into what it gets
@@ -106,19 +172,39 @@ class Population(TransitionHook):
         samples, rewards, self._gradient = self.scorer.graded(z, self._dtype)
         return self.scorer.preview(samples) if self.keep_previews else None, rewards
 
+    def look_ahead(self, at: Boundary) -> LookAhead | None:
+        if self.ahead is None or at.index == 0 or not at.stochastic:
+            return None
+        return self.ahead if self.strategy.due(at) else None
+
+    def arrived(self, at: Boundary, z: Tensor) -> None:
+        latents = self.of_living(z).to(self._dtype, copy=True)
+        samples = self.scorer.decoded(latents.clone())  # which a decoder may write into
+        if self.keep_previews and not self._ends:
+            self._preview = self.scorer.preview(samples)
+        rewards = self.scorer.score(samples)
+        self._ends.append(rewards)
+        good = worth(rewards, self._scale(at)[:, 0])
+        rows = self.rows(good.argmax(1, keepdim=True), self.alive)
+        seen = Seen(good.amax(1), rewards.flatten()[rows], latents[rows.to(latents.device)])
+        self.best_seen = seen if self.best_seen is None else self.best_seen.or_better(seen)
+
     def shift(self, at: Boundary, z: Tensor) -> Tensor | None:
         if self.twist is None or at.index == 0:  # from pure noise the gradient is that of E[z]
             return None
         if self._gradient is None:  # no scoring was due
-            self._gradient = self.scorer.graded(z, self._dtype).gradients
-        scale = self._scale(at).expand(self.shape).flatten()
+            self._gradient = self.scorer.graded(self.of_living(z), self._dtype).gradients
+        scale = self._scale(at).expand(-1, self.alive).flatten()
         self._mean = self.twist.mean(self._gradient, scale, at)
-        return self._mean
+        living = self.living()
+        if living is None:
+            return self._mean
+        return torch.zeros_like(z).index_copy(0, living.to(z.device), self._mean)
 
     def drew(self, at: Boundary, noise: Tensor) -> None:
         reweigh = getattr(self.strategy, "reweigh", None)
         if self._mean is not None and reweigh is not None:
-            ratio = log_ratio(self._mean, noise).view(self.shape)
+            ratio = log_ratio(self._mean, self.of_living(noise)).view(-1, self.alive)
             self._state = reweigh(self._state, ratio)
 
     def _scale(self, at: Boundary) -> Tensor:
@@ -135,13 +221,18 @@ class Population(TransitionHook):
         for generator, seed in zip(self._generators, first, strict=True):
             generator.manual_seed(seed)
 
-    def rows(self, slots: Tensor) -> Tensor:
-        """Return the rows of slots, which are numbered within their group; shape (P, …) → (…,)."""
-        groups, particles = self.shape
+    def rows(self, slots: Tensor, particles: int | None = None) -> Tensor:
+        """Return the rows of slots, which are numbered within their group; shape (P, …) → (…,).
+
+        Args:
+            slots: Shape (P, …), or that of one group for all alike.
+            particles: Number of rows of each group; None for K.
+        """
+        groups, particles = self.shape[0], particles or self.shape[1]
         return (torch.arange(groups, device=slots.device)[:, None] * particles + slots).flatten()
 
     def finish(self, rewards: Tensor, interrupted: bool) -> Outcome:
-        """Weigh the final particles by their rewards, shape (P, K)."""
+        """Weigh the final particles that live by their rewards, shape (P, W)."""
         if getattr(self.strategy, "moves", False) and not (self.scorings or interrupted):
             warn(
                 f"{self.strategy!r} scored no particles on the way, and moved none: of "
@@ -155,15 +246,33 @@ class Population(TransitionHook):
 
         Args:
             select: The best for the target first, or drawn by the weights for "sample".
-            rewards: Final rewards, shape (P, K).
+            rewards: Final rewards, shape (P, W).
             outcome: What `finish` returned.
             number: How many of each.
         """
+        if number > self.alive:
+            raise ValueError(
+                f"num_images_per_prompt: expected 1 to {self.alive}, the particles of a prompt "
+                f"that lived to the end, got {number}: ask for fewer"
+            )
         if select != "sample":
             good = worth(rewards, outcome.reward_scale)
             return good.argsort(dim=-1, descending=True, stable=True)[:, :number]
         groups = zip(outcome.log_weights.split(1), self._generators, strict=True)
         return torch.cat([drawn_slots(group, generator, number) for group, generator in groups])
+
+
+def log_mean_exp(ends: Tensor, scale: Tensor) -> Tensor:
+    """Return V̂/λ = log (1/S Σ_s exp(λ r(z_s))) / λ, the reward that stands for S draws of z.
+
+    It is the mean where λ is 0.
+
+    Args:
+        ends: Rewards of the draws, shape (S, P, K), float64.
+        scale: λ of each group, shape (P, 1).
+    """
+    value = torch.logsumexp(scale * ends, 0) - math.log(len(ends))
+    return torch.where(scale == 0, ends.mean(0), value / torch.where(scale == 0, 1.0, scale))
 
 
 def drawn_slots(log_weights: Tensor, generator: torch.Generator, number: int) -> Tensor:

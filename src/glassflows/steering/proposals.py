@@ -49,7 +49,7 @@ class Twist:
     """
 
     strength: float = 1.0
-    limit: float = 2.0
+    limit: float = 1.5
 
     def __post_init__(self) -> None:
         strength = self.strength

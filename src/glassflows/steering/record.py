@@ -87,6 +87,7 @@ def save(result: SteeringResult, folder: str | Path) -> Path:
     record: dict[str, Any] = {name: getattr(result, name).tolist() for name in _FIELDS}
     record["lineages"] = result.lineages.tolist()  # for readers; it follows from `ancestors`
     record["transitions"] = result.transitions
+    record["seen"] = None if result.seen is None else result.seen.tolist()
     record["strategy"] = result.strategy
     record["interrupted"] = result.interrupted
     record["images"] = list(pictures)
@@ -152,7 +153,9 @@ def load(folder: str | Path) -> dict[str, Any]:
     fields = {}
     for name in _FIELDS:
         values = torch.tensor(record[name], dtype=kinds.get(name, torch.float64))
-        fields[name] = values.view(shapes.get(name, values.shape))
+        fields[name] = values if scorings else values.view(shapes.get(name, values.shape))
+    seen = record.get("seen")
+    fields["seen"] = None if seen is None else torch.tensor(seen, dtype=torch.float64)
     counts = {name: record["ledger"].get(name, 0) for name in _COUNTS}
     ledger = Ledger(**counts, seconds=defaultdict(float, record["ledger"]["seconds"]))
     return fields | {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL.Image import Image
 from torch import Tensor
@@ -26,9 +27,12 @@ from .strategy import worth
 class SteeringResult:
     """What a steered call returns.
 
-    The call had P prompts with K particles each (a group), and S scorings. It returned n samples of
-    each prompt. The best particle is the best one for the target p(z) exp(λ_r r(z)): that of the
-    highest reward, of the lowest where λ_r is negative.
+    The call had P prompts with K particles each (a group), and S scorings. W particles of each
+    prompt lived to the end: K, unless the population shrank (`FeynmanKac(widths=…)`, `Halving`).
+    Those that live are always the first slots. The call returned n samples of each prompt.
+
+    The best particle is the best one for the target p(z) exp(λ_r r(z)): that of the highest reward,
+    of the lowest where λ_r is negative.
 
     Two results are equal if all that they hold is; seconds do not count.
 
@@ -36,23 +40,27 @@ class SteeringResult:
         images: The P · n images (or videos, or waveforms), prompt-major, in the pipeline's own
             `output_type`; best first within each prompt, or in the order drawn for
             `select="sample"`.
-        rewards: Reward of each final particle, in slot order, shape (P, K), float64.
-        log_weights: Final log-weights, normalised within each prompt, in slot order, shape (P, K).
-        ancestors: Parent slots within the prompt's group at each scoring, shape (S, P, K), int64.
+        rewards: Reward of each final particle, in slot order, shape (P, W), float64.
+        log_weights: Final log-weights, normalised within each prompt, in slot order, shape (P, W).
+        ancestors: Parent slots within the prompt's group at each scoring, shape (S, P, K), int64;
+            −1 in slots that hold no particle after that scoring.
         resampled: Which groups were resampled at each scoring, shape (S, P), bool.
         ess: Effective sample size before resampling at each scoring, shape (S, P).
         scored: Rewards of the denoised predictions at each scoring, before resampling, shape
-            (S, P, K), float64.
+            (S, P, K), float64; NaN in slots that held no particle before that scoring, which were
+            not scored.
         transitions: Number of the transition at whose start each scoring took place, length S.
         log_evidence: Estimate of log E[exp(λ_r r)] over the model's own samples, shape (P,).
         strategy: Name of the strategy that chose the ancestors. A strategy that samples no known
             law (`BeamSearch`) has uniform weights; evidence and scale are NaN.
         reward_scale: λ_r of the final weighing, shape (P,); the run chose it if it was "auto".
         order: Slot of each returned image, shape (P, n): `images[p * n + i]` came from slot
-            `order[p, i]`.
-        diversity: Mean distance of two of the K final samples of each prompt, shape (P,), float64:
+            `order[p, i]`; −1 stands for the best end of an excursion (`select="best_seen"`).
+        seen: Reward of the best end of an excursion of each prompt, shape (P,), float64; None
+            where nobody looked ahead.
+        diversity: Mean distance of two of the W final samples of each prompt, shape (P,), float64:
             the root of their mean squared difference, as the reward sees them (images in [0, 1],
-            latents of any range), whether returned or not. 0 for copies and for K = 1.
+            latents of any range), whether returned or not. 0 for copies and for W = 1.
         interrupted: Whether `pipe._interrupt` ended the run before its last step. The images, or
             the latents for `output_type="latent"`, and their rewards are then those of the last
             denoised predictions, decoded as for the reward, without a watermark. Before the first
@@ -62,7 +70,8 @@ class SteeringResult:
             verdicts on safety. An interrupted run leaves them as the pipeline made them.
         ledger: What the call cost.
         previews: Denoised predictions at each scoring as the reward saw them, shape
-            (S, P · K, …), uint8 (latents and sound as floats); None unless asked for.
+            (S, P · K, …), uint8 (latents and sound as floats), 0 where `scored` is NaN; None unless
+            asked for.
         recipe: What reproduces the call: versions, options, arguments.
     """
 
@@ -78,6 +87,7 @@ class SteeringResult:
     strategy: str
     reward_scale: Tensor
     order: Tensor
+    seen: Tensor | None
     diversity: Tensor
     interrupted: bool
     others: dict[str, Any]
@@ -103,7 +113,16 @@ class SteeringResult:
     @property
     def image_rewards(self) -> Tensor:
         """The reward of each of `images`, shape (P · n,), in their order."""
-        return self.rewards.gather(1, self.order).flatten()
+        final = self.rewards.gather(1, self.order.clamp(min=0))
+        if self.seen is not None:
+            final = torch.where(self.order < 0, self.seen[:, None], final)
+        return final.flatten()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many particles of each prompt lived up to each scoring, then to the end, S + 1."""
+        scored = self.scored[:, 0].isfinite().sum(1).tolist()
+        return (*scored, self.rewards.shape[1])
 
     @property
     def lineages(self) -> Tensor:

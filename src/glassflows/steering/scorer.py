@@ -63,6 +63,10 @@ def load_reward(reward: Any) -> None:
     load()
 
 
+_HALF_FACTOR = 2.0**10
+"""What gradients in float16 are multiplied by: those of single pixels are below its numbers."""
+
+
 class Graded(NamedTuple):
     """Samples with their rewards and the gradients of these.
 
@@ -108,6 +112,12 @@ class Scorer:
         self.num_particles = num_particles
         self.batches = batches
         self.ledger = ledger
+
+    def shrink(self, particles: int) -> None:
+        """Score the first particles of each prompt alone from now on."""
+        groups = range(0, len(self.prompts), self.num_particles)
+        self.prompts = [one for i in groups for one in self.prompts[i : i + particles]]
+        self.num_particles = particles
 
     @property
     def wants_latents(self) -> bool:
@@ -167,6 +177,7 @@ class Scorer:
 
     def _graded(self, latents: Tensor, first: int, dtype: torch.dtype) -> Graded:
         ledger = self.ledger
+        factor = _HALF_FACTOR if dtype == torch.float16 else 1.0
         with torch.inference_mode(False), torch.enable_grad(), self.held_for_gradients():
             z = latents.clone().requires_grad_()
             samples = self._decoded(z.to(dtype))
@@ -179,9 +190,9 @@ class Scorer:
                     "no_grad, detach, .item() or pictures, or leave twist out"
                 )
             with ledger.timing("gradient"), naming_batch_size("decode"):
-                (gradient,) = torch.autograd.grad(scores.sum(), z)
+                (gradient,) = torch.autograd.grad(factor * scores.sum(), z)
         ledger.gradients += len(latents)
-        return Graded(seen, scores.detach(), gradient)
+        return Graded(seen, scores.detach(), gradient / factor)
 
     def _scores(self, samples: Tensor, first: int) -> Tensor:
         """Return the scores of the samples of slots `first`, `first` + 1, …, float64 on the CPU."""

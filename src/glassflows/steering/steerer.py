@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
@@ -16,12 +17,14 @@ from ..host.decode import Decode
 from ..host.ledger import Ledger
 from ..host.microbatch import BATCH_SIZE_OPTIONS, MicroBatches
 from ..host.outputs import OUTPUT_TYPES, channels_first, rows_of_others, rows_of_output
-from ..host.refusals import check_steerable
+from ..host.refusals import check_counts_no_steps, check_steerable
 from ..host.run import Drawn, PipelineRun
 from ..scheduler.flow_match import GLASSFlowMatchScheduler
 from ..scheduler.glass import GLASSScheduler
+from ..scheduler.hooks import LookAhead
 from ..smc.potentials import Potential
 from .arguments import check_generator, check_not_options, check_prompt
+from .budget import affordable_calls, propose
 from .calibration import (
     Calibration,
     Unmoved,
@@ -37,18 +40,21 @@ from .proposals import Twist
 from .record import recipe
 from .result import SteeringResult
 from .scorer import Reward, Scorer, check_reward, load_reward
-from .strategy import Strategy, check_strategy, check_whole, is_whole
+from .strategy import Strategy, check_strategy, check_whole, is_whole, worth
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 
 class _Wanted(NamedTuple):
-    """What a call is to return: in which form, which samples, how many of each prompt."""
+    """What a call is to return: in which form, which samples, how many of each prompt.
+
+    None is for all that live in the end.
+    """
 
     output_type: str
     select: Select
-    num_images_per_prompt: int
+    num_images_per_prompt: int | None
 
 
 class Steerer:
@@ -63,8 +69,8 @@ class Steerer:
         reward: `reward(images, prompts)` gets float images (N, 3, H, W) in [0, 1], or videos (N,
             frames, 3, H, W), or waveforms (N, channels, samples), and one prompt per particle (None
             where only embeddings were given), and returns N scores, higher is better.
-        strategy: Which particles go on: `FeynmanKac()`, `BestOfN()`, `BeamSearch()`, or any object
-            with the methods of `Strategy`.
+        strategy: Which particles go on: `FeynmanKac()`, `BestOfN()`, `BeamSearch()`, `Halving()`,
+            or any object with the methods of `Strategy`.
         num_particles: K, particles per prompt.
         num_transitions: Number of transitions; None keeps that of a GLASSScheduler in the pipeline,
             else its default.
@@ -77,6 +83,11 @@ class Steerer:
             `Twist`; 0 shifts nothing. The reward has to be differentiable. Weights are corrected,
             so that the target stays what it is; those of a strategy that samples no known law are
             not.
+        look_ahead: Network calls with which samples are drawn of each particle's future wherever it
+            is scored, in the pipeline's own loop; these are scored instead of the denoised
+            prediction. 0 draws none. They count as network calls, and are not among
+            `num_inference_steps`.
+        look_ahead_samples: Number of such samples.
 
     Raises:
         ValueError: if an option is out of range, the reward is no function of images and prompts,
@@ -96,6 +107,8 @@ class Steerer:
         batches: MicroBatches = MicroBatches(),  # noqa: B008 (frozen)
         previews: bool = False,
         twist: float | Twist = 0.0,
+        look_ahead: int = 0,
+        look_ahead_samples: int = 1,
     ) -> None:
         check_strategy(strategy)
         self.pipe = pipe
@@ -107,6 +120,8 @@ class Steerer:
         self.batches = batches
         self.previews = previews
         self.twist = twist
+        self.look_ahead = look_ahead
+        self.look_ahead_samples = look_ahead_samples
         self._check()  # what would fail in the call is refused now
         check_steerable(pipe)
         self.strategy.init(1, num_particles)
@@ -133,6 +148,7 @@ class Steerer:
                 "reward the latents"
             )
         self._twist()
+        self._ahead()
         if not isinstance(self.batches, MicroBatches):
             raise ValueError(
                 f"batches: expected MicroBatches(network=…, decode=…, reward=…), got "
@@ -157,13 +173,14 @@ class Steerer:
             prompt: One prompt, or a list of P; None where the pipeline takes embeddings, class
                 labels or an image.
             select: "all" returns the particles of each prompt, best first, "best" the best of each,
+                "best_seen" the best of each among these and all ends of excursions (`look_ahead`),
                 "sample" draws among them by their final weights (particles may occur twice). The
                 best is the best one for the target: of a negative λ_r that of the lowest reward.
             kwargs: The pipeline's own keyword arguments (`num_inference_steps`, `generator`,
                 `output_type`, `height`, `callback_on_step_end` …). `num_images_per_prompt` is how
-                many are returned of each prompt, of the K. A list of generators has one per prompt,
-                or one per particle, prompt-major. With `return_dict=False` the tuple (images,
-                result) is returned.
+                many are returned of each prompt, of those that live in the end. A list of
+                generators has one per prompt, or one per particle, prompt-major. With
+                `return_dict=False` the tuple (images, result) is returned.
 
         Raises:
             ValueError: if `output_type` or `select` is unknown, more images are wanted than there
@@ -182,16 +199,23 @@ class Steerer:
         as_tuple = not kwargs.pop("return_dict", True)
         wanted = self._wanted(select, kwargs)
         given = kwargs if prompt is None else {"prompt": prompt, **kwargs}
+        if self._ahead() is not None:
+            check_counts_no_steps(self.pipe, given)
         ledger = Ledger()
-        run = PipelineRun(self.pipe, given, self.num_particles, self.batches, ledger)
+        widths = self._widths()
+        shrinks = widths[-1] < widths[0]
+        run = PipelineRun(
+            self.pipe, given, self.num_particles, self.batches, ledger, shrinks=shrinks
+        )
         scheduler = self._scheduler()
+        number = wanted.num_images_per_prompt or widths[-1]
         written = recipe(
             self.pipe,
             scheduler,
             self.reward,
             self.strategy,
             self._options(),
-            given | wanted._asdict(),
+            given | wanted._asdict() | {"num_images_per_prompt": number},
         )
         decode: Any = run.decoder() if self.decode is None else self.decode
         scorer = Scorer(
@@ -205,7 +229,7 @@ class Steerer:
         )
         shape = (len(run.prompts) // self.num_particles, self.num_particles)
         population = Population(
-            self.strategy, scorer, shape, self.previews, run.show, self._twist()
+            self.strategy, scorer, shape, self.previews, run.show, self._twist(), self._ahead()
         )
         load_reward(self.reward)
         with ledger.timing("total"):
@@ -213,7 +237,7 @@ class Steerer:
             output_type = "latent" if wanted.output_type == "latent" else "np"
             own: Any = self.decode if callable(self.decode) else None
             drawn = run(scheduler, population, output_type, own)
-            result = self._result(drawn, population, wanted, written)
+            result = self._result(run, drawn, population, wanted, written)
         return (result.images, result) if as_tuple else result  # type: ignore[return-value]
 
     def calibrate(
@@ -254,7 +278,7 @@ class Steerer:
         check_transitions(self._scheduler().config["glass"]["num_transitions"])
         call["return_dict"] = True
         unmoved = copy(self)
-        unmoved.strategy = watched = Unmoved()
+        unmoved.strategy = watched = Unmoved(self._target_scale())
         unmoved.previews, unmoved.twist = False, 0.0
         result = unmoved(prompt, **call)
         at = watched.boundaries
@@ -270,6 +294,62 @@ class Steerer:
         if apply:
             self.strategy = replace(self._strategy, calibration=calibration)  # type: ignore[type-var]
         return calibration
+
+    def for_budget(
+        self,
+        num_inference_steps: int,
+        *,
+        network_calls: int | None = None,
+        seconds: float | None = None,
+        ledger: Ledger | None = None,
+        num_prompts: int = 1,
+    ) -> Self:
+        """Return a steerer like this one, with as many particles as a budget pays for.
+
+        It is a proposal: `num_particles` is the largest that the budget pays for, `num_transitions`
+        is 5 or, with fewer than 10 steps, half of the steps. A strategy with widths keeps their
+        ratios, so that (16, 8, 4) may become (13, 6, 3).
+
+        Args:
+            num_inference_steps: Network calls of each particle.
+            network_calls: Calls that may be spent, of all prompts together.
+            seconds: Or the time that may be spent, by an earlier call's `ledger`: what it took for
+                each network call, everything else included. More particles at a time may be
+                quicker than that.
+            ledger: `result.ledger` of an earlier call with the same number of steps and options.
+            num_prompts: Prompts that share the budget.
+
+        Raises:
+            ValueError: if not exactly one budget is given, or it does not pay for two particles of
+                each prompt.
+        """
+        check_whole("num_inference_steps", num_inference_steps)
+        check_whole("num_prompts", num_prompts)
+        if (network_calls is None) == (seconds is None) or (seconds is None) != (ledger is None):
+            raise ValueError(
+                "for_budget: expected network_calls=, or seconds= with ledger=, got "
+                f"network_calls={network_calls!r}, seconds={seconds!r}, ledger={ledger!r}"
+            )
+        if seconds is not None and ledger is not None:
+            network_calls = affordable_calls(seconds, ledger)
+        else:
+            check_whole("network_calls", network_calls)
+        widths = self._widths()
+        shares = widths if len(set(widths)) > 1 else (1,)
+        ahead = self._ahead()
+        away = 0 if ahead is None else ahead.calls * ahead.samples
+        calls: Any = network_calls
+        budget = propose(calls // num_prompts, num_inference_steps, shares, away)
+        new = copy(self)
+        new.num_particles, new.num_transitions = budget.num_particles, budget.num_transitions
+        if len(shares) > 1:
+            new.strategy = replace(self._strategy, widths=budget.widths)  # type: ignore[type-var]
+        return new
+
+    def _target_scale(self) -> float | None:
+        """Return λ_r of the strategy, if it is a number."""
+        scale = getattr(self.strategy, "reward_scale", None)
+        return scale if isinstance(scale, float) else None
 
     def _check_calibrates(self) -> None:
         """Check that the strategy can be given a calibration."""
@@ -293,6 +373,12 @@ class Steerer:
         twist = self.twist if isinstance(self.twist, Twist) else Twist(self.twist)
         return twist if twist.strength else None
 
+    def _ahead(self) -> LookAhead | None:
+        """Return the excursions from a boundary; None for none."""
+        if is_whole(self.look_ahead) and self.look_ahead == 0:
+            return None
+        return LookAhead(self.look_ahead, self.look_ahead_samples)
+
     def _wanted(self, select: Select, kwargs: dict[str, Any]) -> _Wanted:
         """Take out of a call's keyword arguments what it is to return."""
         output_type = kwargs.pop("output_type", "pil")
@@ -303,14 +389,36 @@ class Steerer:
         if select not in get_args(Select):
             raise ValueError(f"select: expected one of {get_args(Select)}, got {select!r}")
         counts: list[Any] = [kwargs.pop(name, None) for name in COUNTS]
-        default = 1 if select == "best" else self.num_particles
+        one_each = select in ("best", "best_seen")
+        default = 1 if one_each else None
         number: Any = next((count for count in counts if count is not None), default)
-        if not is_whole(number) or not 1 <= number <= self.num_particles:
-            raise ValueError(
-                f"num_images_per_prompt: expected 1 to num_particles={self.num_particles}, got "
-                f"{number!r}"
-            )
+        widths = self._widths()
+        if number is not None and not (is_whole(number) and 1 <= number <= widths[-1]):
+            most = f"num_particles={widths[-1]}"
+            if len(widths) > 1:
+                most = f"{widths[-1]}, the last of widths={widths}"
+            raise ValueError(f"num_images_per_prompt: expected 1 to {most}, got {number!r}")
+        if select == "best_seen":
+            self._check_best_seen(number)
         return _Wanted(output_type, select, number)
+
+    def _check_best_seen(self, number: Any) -> None:
+        """Check that images are seen on the way, and that they may be returned."""
+        if self._ahead() is None:
+            raise ValueError(
+                'select="best_seen": expected look_ahead of at least 1, which sees images on the '
+                'way, got 0: set it, or take select="best"'
+            )
+        if number != 1:
+            raise ValueError(
+                f'select="best_seen": expected num_images_per_prompt of 1, got {number}: leave it '
+                "out"
+            )
+        if getattr(self.pipe, "safety_checker", None) is not None:
+            raise ValueError(
+                'select="best_seen": expected a pipeline without a safety checker, past which no '
+                f'image goes, got {type(self.pipe).__name__} with one: take select="best"'
+            )
 
     def _scheduler(self) -> GLASSScheduler:
         """Return a GLASS scheduler for the pipeline, made of its own."""
@@ -324,6 +432,10 @@ class Steerer:
         cls = GLASSFlowMatchScheduler if asked_for_by_name else GLASSScheduler
         return cls.from_scheduler(native, **options)
 
+    def _widths(self) -> tuple[int, ...]:
+        """Return how many particles of a prompt live in each part of a run."""
+        return tuple(getattr(self.strategy, "widths", None) or (self.num_particles,))
+
     def _options(self) -> dict[str, Any]:
         """Return the options by the names that `FeynmanKacSteerer` has for them, for the recipe."""
         sizes = {BATCH_SIZE_OPTIONS[name]: size for name, size in vars(self.batches).items()}
@@ -331,66 +443,126 @@ class Steerer:
             "num_particles": self.num_particles,
             "previews": self.previews,
             "twist": self.twist,
+            "look_ahead": self.look_ahead,
+            "look_ahead_samples": self.look_ahead_samples,
         }
         strategy = self.strategy
         names = [field.name for field in fields(strategy)] if is_dataclass(strategy) else []
         return own | {name: getattr(strategy, name) for name in names} | sizes
 
     def _result(
-        self, drawn: Drawn, population: Population, wanted: _Wanted, written: dict[str, Any]
+        self,
+        run: PipelineRun,
+        drawn: Drawn,
+        population: Population,
+        wanted: _Wanted,
+        written: dict[str, Any],
     ) -> SteeringResult:
         """Weigh the final samples by their own rewards and put everything together."""
         scorer = population.scorer
-        samples = self._final_samples(drawn, scorer, wanted.output_type)
-        diversity = mean_distance(samples, self.num_particles)  # a reward may write into them
+        samples = self._final_samples(drawn, population, wanted.output_type)
+        diversity = mean_distance(samples, population.alive)  # a reward may write into them
         rewards = scorer.score(samples)
         outcome = population.finish(rewards, drawn.interrupted)
-        order = population.order(wanted.select, rewards, outcome, wanted.num_images_per_prompt)
-        rows = population.rows(order)
+        number = wanted.num_images_per_prompt or population.alive
+        order = population.order(wanted.select, rewards, outcome, number)
+        rows, output, seen = population.rows(order), drawn.samples, population.best_seen
+        if wanted.select == "best_seen" and seen is not None:
+            best = worth(rewards, outcome.reward_scale).amax(1)
+            better = worth(seen.rewards[:, None], outcome.reward_scale)[:, 0] > best
+            if better.any():
+                output = self._with_best_seen(run, drawn, seen.latents[better], rows[better])
+            order = torch.where(better[:, None], -1, order)
         return SteeringResult(
-            images=rows_of_output(drawn.samples, rows, wanted.output_type),
-            others=rows_of_others(drawn.outputs, rewards.numel(), rows),
+            images=rows_of_output(output, rows, wanted.output_type),
+            others=rows_of_others(drawn.outputs, math.prod(population.shape), rows),
             rewards=rewards,
             log_weights=outcome.log_weights,
             log_evidence=outcome.log_evidence,
             strategy=type(self.strategy).__name__,
             reward_scale=outcome.reward_scale,
             order=order,
+            seen=None if seen is None else seen.rewards,
             diversity=diversity,
             interrupted=drawn.interrupted,
             ledger=scorer.ledger,
             recipe=written,
-            **_history(population.scorings, rewards),
+            **_history(population.scorings, rewards, self.num_particles),
         )
 
-    def _final_samples(self, drawn: Drawn, scorer: Scorer, output_type: str) -> torch.Tensor:
-        """Return the samples that are returned, as the reward sees them."""
+    def _with_best_seen(
+        self, run: PipelineRun, drawn: Drawn, latents: torch.Tensor, rows: torch.Tensor
+    ) -> Any:
+        """Return the samples of the run, some rows of which are replaced.
+
+        Args:
+            latents: Clean latents that take the place of rows, shape (n, *event).
+            rows: Shape (n,).
+        """
+        output, own = deepcopy(drawn.samples), self.decode if callable(self.decode) else None
+        output_type = "latent" if isinstance(output, torch.Tensor) else "np"
+        decode: Any = own
+        seen = run.as_output(latents, output, output_type, decode)
+        if seen is output:
+            raise ValueError(
+                f'select="best_seen": do not know how {type(self.pipe).__name__} turns latents '
+                "into images: pass decode="
+            )
+        output[rows.numpy()] = seen
+        return output
+
+    def _final_samples(
+        self, drawn: Drawn, population: Population, output_type: str
+    ) -> torch.Tensor:
+        """Return the samples of the particles that live in the end, as the reward sees them."""
+        scorer = population.scorer
         if scorer.wants_latents:
             if drawn.latents is None:
                 raise ValueError(
                     f"{type(self.pipe).__name__} was interrupted before its first step: no latents "
                     "yet"
                 )
-            return scorer.decoded(drawn.latents.clone())
-        if output_type == "latent":
-            return scorer.decoded(drawn.samples.clone())  # which a decoder may write into
+            return scorer.decoded(population.of_living(drawn.latents).clone())
+        if output_type == "latent":  # which a decoder may write into
+            return scorer.decoded(population.of_living(drawn.samples).clone())
         device = "cpu" if drawn.latents is None else drawn.latents.device
-        return channels_first(drawn.samples).to(device)
+        living, samples = population.living(), drawn.samples
+        if living is not None:
+            samples = rows_of_output(samples, living, "np")
+        return channels_first(samples).to(device)
 
 
-def _history(scorings: Sequence[Scoring], rewards: torch.Tensor) -> dict[str, Any]:
-    """Return the fields of a result that tell of the scorings on the way."""
+def _history(scorings: Sequence[Scoring], rewards: torch.Tensor, particles: int) -> dict[str, Any]:
+    """Return the fields of a result that tell of the scorings on the way.
+
+    Args:
+        scorings: What happened at each.
+        rewards: Final rewards, shape (P, W).
+        particles: K.
+    """
     decisions = [one.decision for one in scorings]
-    previews = [one.preview for one in scorings if one.preview is not None]
+    previews = [
+        _padded(one.preview.unflatten(0, one.rewards.shape), particles, 0).flatten(0, 1)
+        for one in scorings
+        if one.preview is not None
+    ]
     none = rewards[None][:0]
+    scored = [_padded(one.rewards, particles, math.nan) for one in scorings]
+    ancestors = [_padded(one.ancestors[:, : one.alive], particles, -1) for one in decisions]
     return {
         "transitions": tuple(one.transition for one in scorings),
-        "scored": torch.stack([one.rewards for one in scorings]) if scorings else none,
-        "ancestors": _stacked([one.ancestors for one in decisions], none.long()),
+        "scored": _stacked(scored, none),
+        "ancestors": _stacked(ancestors, none.long()),
         "resampled": _stacked([one.resampled for one in decisions], none[..., 0].bool()),
         "ess": _stacked([one.ess.double() for one in decisions], none[..., 0]),
         "previews": torch.stack(previews) if previews else None,
     }
+
+
+def _padded(values: torch.Tensor, particles: int, value: float) -> torch.Tensor:
+    """Return values of living particles, shape (P, W, …), with another one of K − W at rest."""
+    groups, living, *event = values.shape
+    return torch.cat([values, values.new_full((groups, particles - living, *event), value)], 1)
 
 
 def _stacked(tensors: list[torch.Tensor], empty: torch.Tensor) -> torch.Tensor:
@@ -414,24 +586,25 @@ class FeynmanKacOptions(TypedDict, total=False):
     resampling: str
     ess_threshold: float
     score_every: int
-    start: float
+    start: float | None
     stop: float
     calibration: Calibration | None
+    widths: Sequence[int] | None
 
 
 class FeynmanKacSteerer(Steerer):
     """Sample a pipeline from p(z) exp(λ_r r(z)): a `Steerer` with `FeynmanKac`.
 
     Args:
-        pipe, reward, num_particles, num_transitions, decode, previews, twist: As in
-            `Steerer`.
+        pipe, reward, num_particles, num_transitions, decode, previews, twist, look_ahead,
+            look_ahead_samples: As in `Steerer`.
         particle_batch_size: Particles the networks see at a time, inside the pipeline's own loop;
             None for all.
         decode_batch_size: Latents decoded at a time, on the way and in the pipeline at the end;
             None for all.
         reward_batch_size: Samples scored at a time; None for all.
         options: The options of `FeynmanKac`: `reward_scale`, `potential`, `resampling`,
-            `ess_threshold`, `score_every`, `start`, `stop`, `calibration`.
+            `ess_threshold`, `score_every`, `start`, `stop`, `calibration`, `widths`.
 
     Raises:
         ValueError: as `Steerer`, `FeynmanKac` and `MicroBatches` do.
@@ -454,6 +627,8 @@ class FeynmanKacSteerer(Steerer):
         reward_batch_size: int | None = None,
         previews: bool = False,
         twist: float | Twist = 0.0,
+        look_ahead: int = 0,
+        look_ahead_samples: int = 1,
         **options: Unpack[FeynmanKacOptions],
     ) -> None:
         super().__init__(
@@ -466,6 +641,8 @@ class FeynmanKacSteerer(Steerer):
             batches=MicroBatches(particle_batch_size, decode_batch_size, reward_batch_size),
             previews=previews,
             twist=twist,
+            look_ahead=look_ahead,
+            look_ahead_samples=look_ahead_samples,
         )
 
 

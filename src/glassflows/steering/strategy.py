@@ -1,8 +1,9 @@
 """The protocol of a strategy: which particles go on, judged by their rewards alone.
 
-A *group* is the K particles of one prompt; P groups run side by side and never mix. A strategy is
-made of pure functions of a state of its own: `init → step → … → finish`. It sees rewards of shape
-(P, K) and nothing else: no latents, no images, no pipeline.
+A *group* is the K particles of one prompt; P groups run side by side and never mix. A particle
+*lives* as long as it is worked on, and *rests* afterwards. A strategy is made of pure functions of
+a state of its own: `init → step → … → finish`. It sees rewards of shape (P, K) and nothing else: no
+latents, no images, no pipeline.
 """
 
 from __future__ import annotations
@@ -32,12 +33,16 @@ class Decision(NamedTuple):
         ess: Effective sample size of each group before that, shape (P,), float64.
         worth: Rewards as the strategy counts them, higher for better, shape (P, K); None for the
             rewards themselves. The progress bar shows the best.
+        alive: How many slots of each group go on, the first ones; None for all. The others rest to
+            the end: no network, decoder or reward sees them, and later steps have rewards of shape
+            (P, alive). Their ancestors may be any slots, such as their own.
     """
 
     ancestors: Tensor
     resampled: Tensor
     ess: Tensor
     worth: Tensor | None = None
+    alive: int | None = None
 
     @classmethod
     def keep(cls, rewards: Tensor) -> Decision:
@@ -86,6 +91,11 @@ class Strategy(Protocol[S]):
     `reweigh(state, log_ratio)` the state in which the log-weights, shape (P, K), are larger by
     `log_ratio`. Without the first λ_r is that of the reward, or 1; without the second particles are
     twisted and not weighed for it.
+
+    A population may shrink on the way: see `Decision.alive`. A strategy with an attribute `widths`,
+    such as (16, 8, 4) or None, names the numbers of living particles beforehand: what cannot do
+    with fewer, and more images than the last, are then refused at once. A strategy with a method
+    `check_run(at)` is told the first boundary, and may refuse the run by a ValueError.
     """
 
     def due(self, at: Boundary) -> bool:
@@ -107,7 +117,8 @@ class Strategy(Protocol[S]):
 
         Args:
             state: The state so far.
-            rewards: Rewards of the denoised predictions, shape (P, K), float64, finite.
+            rewards: Rewards of the denoised predictions of the K particles of each group that live
+                (see `Decision.alive`), shape (P, K), float64, finite.
             at: The boundary. Where `at.stochastic` is false nothing random follows, and what is
                 copied there stays a copy: FeynmanKac then weighs and moves nothing, and BeamSearch
                 is not due.
@@ -120,7 +131,8 @@ class Strategy(Protocol[S]):
 
         Args:
             state: The state so far.
-            rewards: Rewards of the final samples, shape (P, K), float64, finite.
+            rewards: Rewards of the final samples of the K particles that live, shape (P, K),
+                float64, finite.
             total: Number of transitions of the run; 0 where it was stopped before the first.
         """
         ...

@@ -1,4 +1,7 @@
-"""Warnings at the line of a user that called the library."""
+"""Warnings at the line of a user that called the library.
+
+Every storey may give them but those of mathematics, which have nobody to warn.
+"""
 
 from __future__ import annotations
 
