@@ -20,7 +20,7 @@ from scenes.grammar import held_out_prompts
 from scenes.methods import Drawn, methods
 from scenes.verifier import verdicts
 
-SHOWN = ("ODE, one image", "ODE, best of 8", "FK, one call per transition", "FK, GLASS")
+SHOWN = ("ODE, one image", "ODE, best of 8", "FK, GLASS", "FK, GLASS, late and twisted")
 RIGHT, WRONG = "#1a7f37", "#c62828"
 
 

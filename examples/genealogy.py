@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 
 def main(path: Path = Path("genealogy.png")) -> None:
     steerer = FeynmanKacSteerer(
-        load_pipeline(), load_reward(), num_particles=8, num_transitions=5, ess_threshold=0.7, previews=True
+        load_pipeline(), load_reward(), num_particles=8, num_transitions=5, ess_threshold=0.7, start=0.0, previews=True
     )
     out = steerer(
         "a red circle left of a blue square",

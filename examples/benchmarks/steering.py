@@ -29,12 +29,17 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--reward", choices=("clip", "rules"), default="clip", help="rules: the score of the verifier")
+    parser.add_argument("--only", default="", help="methods whose name holds this, beside the best of the ODE")
     args = parser.parse_args()
 
     pipe, reward = load_pipeline(), load_reward() if args.reward == "clip" else RuleReward()
     prompts = held_out_prompts(args.prompts)
     table: dict[str, np.ndarray] = {}
     for name, method in methods(args.particles).items():
+        if args.reward == "rules" and "late" in name:  # it has no gradient, and another scale
+            continue
+        if args.only not in name and name != f"ODE, best of {args.particles}":
+            continue
         rows, start = [], time.perf_counter()
         for seed in range(args.seeds):
             run = method(pipe, reward, prompts, args.calls, torch.Generator().manual_seed(seed), CALL)

@@ -31,6 +31,9 @@ class Drawn:
     reward_calls: int
 
 
+LATE_SCALE = 2.0
+"""λ_r of CLIP scores where only the second half is scored, chosen on other prompts (benchmarks/options.py)."""
+
 Method = Callable[[Any, Any, list[str], int, torch.Generator, dict[str, Any]], Drawn]
 
 
@@ -51,12 +54,14 @@ def ode(particles: int) -> Method:
 
 
 def steered(particles: int, num_transitions: int | None, **options: Any) -> Method:
-    """Feynman-Kac steering; one transition is best-of-n of our ODE, None is one call per transition."""
+    """Feynman-Kac steering; one transition is best-of-n of our ODE, None is one call per transition.
+
+    It scores from the first boundary on, as published, unless `start` says otherwise.
+    """
 
     def draw(pipe, reward, prompts, calls, generator, call) -> Drawn:
-        steerer = FeynmanKacSteerer(
-            pipe, reward, num_particles=particles, num_transitions=num_transitions or calls, **options
-        )
+        settings = {"num_transitions": num_transitions or calls, "start": 0.0} | options
+        steerer = FeynmanKacSteerer(pipe, reward, num_particles=particles, **settings)
         out = steerer(prompts, num_inference_steps=calls, generator=generator, output_type="pt", **call)
         best = out.images.view(len(prompts), particles, *out.images.shape[1:])[:, 0]
         rewards = out.rewards.float()
@@ -76,4 +81,6 @@ def methods(particles: int) -> dict[str, Method]:
         "FK, one call per transition": steered(particles, None),
         "FK, one call per transition, every fifth scored": steered(particles, None, score_every=5),
         "FK, GLASS": steered(particles, 5),
+        "FK, GLASS, late": steered(particles, 5, start=0.5, reward_scale=LATE_SCALE),
+        "FK, GLASS, late and twisted": steered(particles, 5, start=0.5, reward_scale=LATE_SCALE, twist=0.5),
     }
