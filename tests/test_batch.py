@@ -7,6 +7,7 @@ from PIL import Image
 
 import tiny
 from glassflows import GLASSScheduler
+from glassflows.host.batch import lay_out
 from zoo import transformers_2d
 from zoo.survey import cases
 
@@ -169,9 +170,16 @@ def test_latents_are_one_for_each_particle(flux, rows):
         flux.steer(latents=latents)
 
 
-def test_a_users_subclass_is_laid_out_as_the_class_it_derives_from():
-    from glassflows.host.batch import lay_out
+@tiny.DIFFUSERS_42
+def test_latents_of_sound_are_one_for_each_particle():
+    """LTX-2 would share one row's noise among all particles."""
+    case = cases()["LTX2Pipeline"]
+    given = {**case.call(), "audio_latents": torch.zeros(1, 2, 4, 8)}
+    with pytest.raises(ValueError, match=r"^audio_latents: expected prompts × num_particles = 3 rows.*got 1:"):
+        lay_out(case.build(), given, 3)
 
+
+def test_a_users_subclass_is_laid_out_as_the_class_it_derives_from():
     class Flux2KleinPipeline:
         def __call__(self, image=None, prompt=None, num_images_per_prompt=1):
             raise AssertionError("never called")

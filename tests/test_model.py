@@ -1,5 +1,6 @@
 """What every reward does: batches, dtypes, gradients, prompts, and files that are missing or not its own."""
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from PIL import Image
 
 import tiny
 from glassflows import FeynmanKacSteerer
-from glassflows.rewards import AestheticScore, CLIPScore, HPSv2, ImageReward, PickScore, VLMReward
+from glassflows.rewards import AestheticScore, CLIPScore, HPSv2, ImageReward, PickScore, Sum, VLMReward
 from scenes import CALL, load_pipeline
 from toy_rewards import FLOAT64, KINDS, PROMPTS, WARNINGS, images, load
 
@@ -101,6 +102,27 @@ def test_long_prompts_are_cut_with_one_warning(folders):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert torch.equal(reward(images(), [long + " on white"] * 3), first)
+
+
+def test_warnings_point_at_the_users_line(folders):
+    """That of the score, through rewards that are put together too, or of the steered call."""
+    long = "a red circle above two blue squares and a green triangle"
+    both, toy = Sum(load("CLIPScore", folders), load("PickScore", folders)), tiny.Toy(tiny.sd)
+    steerer = toy.steerer(reward=load("CLIPScore", folders), reward_scale="auto")
+    for score in (
+        lambda: (load("CLIPScore", folders)(images(), [long] * 3), here_line()),
+        lambda: (both(images(), [long] * 3), here_line()),
+        lambda: (steerer(**toy.arguments(long)), here_line()),
+    ):
+        with pytest.warns(UserWarning, match="reads the first 16 tokens") as caught:
+            _, line = score()
+        told = [one for one in caught if "reads the first" in str(one.message)]
+        assert {(one.filename, one.lineno) for one in told} == {(__file__, line)}
+
+
+def here_line():
+    """Return the line that calls this."""
+    return inspect.currentframe().f_back.f_lineno
 
 
 def test_bad_prompts(folders):

@@ -447,6 +447,32 @@ def test_the_way_back_is_silent_and_exact(name, where, logged, tmp_path):
     assert public(back.config) == public(native.config)
 
 
+@pytest.mark.parametrize("name", supported.SUPPORTED)
+def test_natives_read_a_saved_config_in_silence(name, logged, tmp_path):
+    """A folder of ours is a folder of the native's, whose config is as if saved by itself; ours comes back whole."""
+    native, own = native_of(name), tmp_path / "own"
+    native.save_pretrained(own)
+    glass = GLASSScheduler.from_scheduler(native, num_transitions=3, solver_order=1, correlation=0.5)
+    glass.save_pretrained(tmp_path)
+    logged.clear()
+    back = type(native).from_pretrained(tmp_path)
+    assert logged == []
+    assert public(back.config) == public(type(native).from_pretrained(own).config)
+    again = GLASSScheduler.from_pretrained(tmp_path)
+    assert again.config["glass"] == glass.config["glass"]
+    assert again.config["native"] == glass.config["native"]
+    assert "_use_default_values" not in glass.to_json_string()
+
+
+def test_of_other_configs_diffusers_still_warns(logged, tmp_path):
+    """What is left out in silence is ours, and nothing else."""
+    glass = GLASSScheduler.from_scheduler(native_of("DDIMScheduler"))
+    glass.register_to_config(mine=3)
+    glass.save_pretrained(tmp_path)
+    diffusers.DDIMScheduler.from_pretrained(tmp_path)
+    assert [line[: line.index(" were passed")] for line in logged] == ["The config attributes {'mine': 3}"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", supported.SUPPORTED)
 def test_another_class_reads_of_our_config_what_it_reads_of_the_natives(name):

@@ -14,14 +14,13 @@ WARNINGS = [  # of diffusers' and torch's own making
 pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(warning) for warning in WARNINGS)]
 
 
-@pytest.mark.parametrize("label", sorted(set(cases()) - {"OmniGenPipeline"}))
+@pytest.mark.parametrize("label", sorted(cases()))
 def test_pipeline(label):
     assert survey(cases()[label]) == documented()[label]
 
 
 def test_document_is_complete():
-    """But for OmniGen, which needs torchvision to build."""
-    assert set(cases()) - {"OmniGenPipeline"} == set(documented())
+    assert set(cases()) == set(documented())
 
 
 def test_readme_counts_as_the_document_does():

@@ -1,5 +1,7 @@
 """Rows of a call: a batch of prompts is laid out prompt-major, and its particles are those of each prompt alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +10,12 @@ from PIL import Image
 pytest.importorskip("diffusers", minversion="0.42")  # older ones build other pipelines
 
 import tiny
-from glassflows import BestOfN, Steerer
+from glassflows import BestOfN, GLASSScheduler, Steerer
 from glassflows.host.batch import lay_out
 from glassflows.host.refusals import UnsteerablePipeline
-from glassflows.scheduler.supported import UnsupportedScheduler
-from zoo import text, unconditional
-from zoo.survey import cases, documented, sampled
+from zoo import hunyuan_video, text, unconditional
+from zoo.survey import cases, documented, run, sampled
+from zoo.text import WORDS
 
 WARNINGS = [  # of diffusers' and torch's own making
     "ignore::FutureWarning",
@@ -27,8 +29,10 @@ SHORT, LONG = "a cat", "big red dogs bark"
 GLOBAL = "its control image is encoded with the global generator"
 TOGETHER = "its tokens see how long the longest prompt is"
 REASONS = {  # why particles cannot equal those of their prompt alone
+    "AudioLDM2Pipeline": "its language model goes on after the padding of the longest prompt",
     "CogView4ControlPipeline": GLOBAL,
     "CogView4Pipeline": TOGETHER,
+    "HunyuanDiTControlNetPipeline": GLOBAL,
     "NucleusMoEImagePipeline": "its experts choose among the tokens of all that is padded",
     "QwenImage21Pipeline": TOGETHER,
     "QwenImageControlNetInpaintPipeline": GLOBAL,
@@ -36,6 +40,15 @@ REASONS = {  # why particles cannot equal those of their prompt alone
     "StableDiffusion3ControlNetPipeline": GLOBAL,
     "EasyAnimateInpaintPipeline": "it draws noise with one generator only",
 }
+
+ONE_PROMPT = (  # they take one prompt at a time
+    "LongCatImageEditPipeline", "OmniGenPipeline", "OmniGenPipeline, from an image", "QwenImageEditPlusPipeline",
+)  # fmt: skip
+ONE_IMAGE = (  # they take one for all prompts
+    "ChronoEditPipeline", "HunyuanVideo15ImageToVideoPipeline", "SanaImageToVideoPipeline",
+    "SkyReelsV2ImageToVideoPipeline", "WanImageToVideoPipeline", "WanImageToVideoPipeline, a time per token",
+    "WanImageToVideoPipeline, two experts",
+)  # fmt: skip
 
 
 def labels(chosen):
@@ -63,10 +76,7 @@ def drawn(pipe, call, number=PARTICLES, **more):
     given = {name: value for name, value in given.items() if not isinstance(value, str) or value != "DROP"}
     given.setdefault("output_type", "np")
     torch.manual_seed(0)
-    try:
-        Steerer(pipe, reward, BestOfN(), number, num_transitions=2, decode="latents")(**given)
-    except (UnsteerablePipeline, UnsupportedScheduler) as error:
-        pytest.skip(str(error))
+    Steerer(pipe, reward, BestOfN(), number, num_transitions=2, decode="latents")(**given)
     return seen[-1]
 
 
@@ -150,8 +160,8 @@ def test_other_numbers_of_rows_are_refused():
 @pytest.mark.parametrize(
     ("label", "more", "says"),
     [
-        ("WanImageToVideoPipeline", {"image": 2}, "it takes one image for all prompts, got 2"),
-        ("LongCatImageEditPipeline", {}, "it takes one prompt at a time, got 2"),
+        *((label, {"image": 2}, "it takes one image for all prompts, got 2") for label in ONE_IMAGE),
+        *((label, {}, "it takes one prompt at a time, got 2") for label in ONE_PROMPT),
         ("Cosmos2_5_PredictBasePipeline, from a video", {}, "it draws one sample at a time"),
         ("WanVACEPipeline", {}, "it draws one video at a time"),
     ],
@@ -173,10 +183,7 @@ def prompts_for(label):
 
 
 def worded(label):
-    case = cases()[label]
-    if case.name in text.UNBUILT:
-        pytest.skip(f"its encoder is not built here: {text.UNBUILT[case.name]}")
-    return text.worded(case)
+    return text.worded(cases()[label])
 
 
 def prompted(case):
@@ -184,7 +191,7 @@ def prompted(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", sampled(labels(prompted)))
+@pytest.mark.parametrize("label", sampled(labels(lambda case: prompted(case) and case.label not in ONE_PROMPT)))
 def test_two_prompts_in_words(label):
     """Prompts of different lengths, one image and one negative prompt for both."""
     both, *alone = (
@@ -212,6 +219,58 @@ def test_one_prompt_in_words(label):
     assert one_call_from_one_latent != bool((particles[0] - particles[1]).abs().max() > 1e-3)
 
 
+LAST_BUILT = {  # what toys of their own read words and pictures for, and by which arguments of the call
+    "AudioLDM2Pipeline": (),
+    "HunyuanVideoImageToVideoPipeline": ("image",),
+    "HunyuanVideoImageToVideoPipeline, token_replace": ("image",),
+    "JoyImageEditPipeline": ("image",),
+    "JoyImageEditPlusPipeline": ("images",),
+    "MotifVideoImage2VideoPipeline": ("image",),
+    "OmniGenPipeline, from an image": ("input_images",),
+    "QwenImageLayeredPipeline": ("image",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", LAST_BUILT)
+def test_toy_encoders_tell_words_and_pictures_apart(label):
+    """Else calls in words would compare nothing."""
+    case, (pipe, call) = cases()[label], worded(label)
+    pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=2)
+
+    def output(**changed):
+        return run(replace(case, call=lambda: call | changed), pipe).output
+
+    same, again = output(), output()
+    assert np.array_equal(same, again)
+    others = [{"prompt": call["prompt"].replace(WORDS, LONG) + "s"}]
+    others += [{name: mirrored(call[name])} for name in LAST_BUILT[label]]
+    for changed in others:
+        assert np.abs(output(**changed) - same).max() > 1e-5
+
+
+def test_without_words_the_prompt_is_a_caption():
+    """Qwen-Image-Layered's own, of the picture it is given; with our scheduler too."""
+    label = "QwenImageLayeredPipeline"
+    case, (pipe, call) = cases()[label], worded(label)
+    pipe.scheduler = GLASSScheduler.from_scheduler(pipe.scheduler, num_transitions=2)
+    resized = pipe.image_processor.resize(call["image"], 320, 1280)
+    caption = pipe.get_image_caption(resized, use_en_prompt=False, device="cpu")
+    silent = run(replace(case, call=lambda: call | {"prompt": ""}), pipe)
+    said = run(replace(case, call=lambda: call | {"prompt": caption}), pipe)
+    assert np.array_equal(silent.output, said.output)
+
+
+def test_the_template_of_hunyuan_video_is_cut_where_the_image_is():
+    """By a tokenizer that counts as that of Llama 3 does; else the pipeline reads words for the image."""
+    tokenizer = worded("HunyuanVideoImageToVideoPipeline")[0].tokenizer
+    template = hunyuan_video.DEFAULT_PROMPT_TEMPLATE
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(template["template"].format(SHORT))["input_ids"])
+    assert tokens[template["image_emb_start"]] == "<image>"
+    first = tokens[template["crop_start"] :]
+    assert "".join(first[: first.index("<|eot_id|>")]).replace("Ġ", " ") == SHORT
+
+
 def rows_of(name, value, chosen):
     """Some rows of what is embedded, as a call's argument has them."""
     if "cu_seqlens" in name:
@@ -236,7 +295,9 @@ def beside(name, value):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", sampled(labels(lambda case: text.embedded(case.call()))))
+@pytest.mark.parametrize(
+    "label", sampled(labels(lambda case: text.embedded(case.call()) and case.label not in ONE_PROMPT))
+)
 def test_two_prompts_as_embeddings(label):
     """Masks of different lengths; the same image for both."""
     case = cases()[label]
@@ -266,7 +327,7 @@ SHARED = ("BriaFibo", "Flux2Klein", "GlmImage", "QwenImage21", "ZImageOmni", "Vi
 
 
 def pictured(case):
-    references = case.name.startswith(SHARED) or "Union" in case.name
+    references = case.name.startswith(SHARED) or "Union" in case.name or case.label in ONE_PROMPT + ONE_IMAGE
     return not references and not set(SEVERAL).isdisjoint(case.call()) and prompted(case)
 
 

@@ -16,7 +16,7 @@ from glassflows.scheduler.hooks import Boundary
 from glassflows.smc.weights import normalise
 from glassflows.steering import population, proposals
 from oracles import GaussianMixture
-from test_exact import Exact, steer, variance
+from test_exact import Exact, steer
 
 GROUPS = 512
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import diffusers
 import torch
 from transformers import (
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
     GPT2Config,
-    GPT2Model,
+    GPT2LMHeadModel,
     Qwen3Config,
     Qwen3Model,
+    RobertaTokenizer,
     SpeechT5HifiGan,
     SpeechT5HifiGanConfig,
     T5Config,
     T5EncoderModel,
+    T5Tokenizer,
     UMT5Config,
     UMT5EncoderModel,
 )
@@ -47,14 +53,36 @@ def audioldm2() -> Any:
         beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
     )  # fmt: skip
-    # the text encoders only tell the kind of number
-    small = T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    gpt = GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=8, n_positions=8, bos_token_id=0, eos_token_id=0)
     return pipeline(
-        "AudioLDM2Pipeline", vae=autoencoder_kl(in_channels=1, out_channels=1), text_encoder=None,
-        text_encoder_2=T5EncoderModel(small), projection_model=None, language_model=GPT2Model(gpt), tokenizer=None,
-        tokenizer_2=None, feature_extractor=None, unet=unet, scheduler=scheduler, vocoder=SpeechT5HifiGan(vocoder),
+        "AudioLDM2Pipeline", vae=autoencoder_kl(in_channels=1, out_channels=1), unet=unet, scheduler=scheduler,
+        vocoder=SpeechT5HifiGan(vocoder), **audioldm2_encoders(),
     )  # fmt: skip
+
+
+def audioldm2_encoders() -> dict[str, Any]:
+    """Return CLAP and T5 as wide as the embeddings of the call, and the language model that goes on from both."""
+    from diffusers.pipelines.audioldm2 import AudioLDM2ProjectionModel
+
+    letters = {letter: i for i, letter in enumerate(["<pad>", "</s>", "<unk>", "<s>", "Ġ", *string.ascii_lowercase])}
+    size = {"vocab_size": len(letters), "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16}
+    audio = {
+        "spec_size": 16, "num_mel_bins": 8, "patch_size": 2, "patch_stride": [2, 2], "patch_embeds_hidden_size": 4,
+        "depths": [1, 1], "num_attention_heads": [2, 2], "window_size": 4, "hidden_size": 8, "num_classes": 2,
+    }  # fmt: skip
+    text = size | {"num_attention_heads": 2, "pad_token_id": 0, "max_position_embeddings": 24}
+    t5 = T5Config(vocab_size=len(letters), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    gpt = GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=8, n_positions=64, bos_token_id=0, eos_token_id=0)
+    gpt.max_new_tokens = 3
+    pieces = [(piece.replace("Ġ", "▁"), -2.0) for piece in letters]
+    return {
+        "text_encoder": ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=16)),
+        "text_encoder_2": T5EncoderModel(t5),
+        "projection_model": AudioLDM2ProjectionModel(16, 16, 8),
+        "language_model": GPT2LMHeadModel(gpt),
+        "tokenizer": RobertaTokenizer(vocab=letters, merges=[], model_max_length=20),
+        "tokenizer_2": T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=20),
+        "feature_extractor": ClapFeatureExtractor(),
+    }
 
 
 def audioldm2_call() -> dict[str, Any]:

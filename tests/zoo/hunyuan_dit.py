@@ -8,6 +8,7 @@ import diffusers
 import torch
 
 from . import Case, autoencoder_kl, image, noise, pipeline
+from .qwen import awake
 
 DIT = {
     "sample_size": 4,
@@ -64,7 +65,7 @@ def perturbed() -> Any:
 
 def control() -> Any:
     torch.manual_seed(2)
-    controlnet = diffusers.HunyuanDiT2DControlNetModel(transformer_num_layers=4, **DIT)
+    controlnet = awake(diffusers.HunyuanDiT2DControlNetModel(transformer_num_layers=4, **DIT))
     return hunyuan("HunyuanDiTControlNetPipeline", ddpm(), controlnet=controlnet)
 
 

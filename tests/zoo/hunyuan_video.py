@@ -6,7 +6,19 @@ from typing import Any
 
 import diffusers
 import torch
-from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_image2video import DEFAULT_PROMPT_TEMPLATE
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from . import Case, noise, pipeline
 from .wan import picture
@@ -42,8 +54,49 @@ def build(
     vae = diffusers.AutoencoderKLHunyuanVideo(
         latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
     )  # fmt: skip
+    components = {"transformer": transformer, "vae": vae, "scheduler": scheduler or flow()}
     texts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    return pipeline(name, transformer=transformer, vae=vae, scheduler=scheduler or flow(), **texts, **more)
+    return pipeline(name, **(components | texts | more))
+
+
+def llama_3() -> Any:
+    """Return a tokenizer that cuts the template into as many tokens as that of Llama 3: its words are whole tokens."""
+    marks = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>", "<pad>"]
+    raw = Tokenizer(models.BPE())
+    cut = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n+|\s"), "isolated")
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=marks, initial_alphabet=letters, show_progress=False)
+    words = DEFAULT_PROMPT_TEMPLATE["template"]
+    for mark in (*marks, "{}"):
+        words = words.replace(mark, "\n\n")
+    raw.train_from_iterator([words], trainer)
+    raw.post_processor = processors.TemplateProcessing("<|begin_of_text|> $A", special_tokens=[(marks[0], 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token=marks[0], eos_token="<|eot_id|>", pad_token="<pad>",
+        extra_special_tokens=marks[1:5],
+    )  # fmt: skip
+
+
+def llava() -> dict[str, Any]:
+    """Return Llava, which sees 24 × 24 patches as the template says, with its tokenizer and processor."""
+    tokenizer = llama_3()
+    vision = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=48, patch_size=2
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=TEXT, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, pad_token_id=tokenizer.pad_token_id, bos_token_id=0, eos_token_id=3,
+    )  # fmt: skip
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=4, vision_feature_layer=-1)
+    config.pad_token_id = tokenizer.pad_token_id
+    return {
+        "text_encoder": LlavaForConditionalGeneration(config),
+        "tokenizer": tokenizer,
+        "image_processor": CLIPImageProcessor(size={"height": 48, "width": 48}, do_center_crop=False),
+    }
 
 
 def text_to_video() -> Any:
@@ -52,12 +105,12 @@ def text_to_video() -> Any:
 
 def image_to_video() -> Any:
     network = {"image_condition_type": "latent_concat", "guidance_embeds": False}
-    return build("HunyuanVideoImageToVideoPipeline", 2 * 4 + 1, network=network, image_processor=None)
+    return build("HunyuanVideoImageToVideoPipeline", 2 * 4 + 1, network=network, **llava())
 
 
 def image_to_video_replacing_tokens() -> Any:
     network = {"image_condition_type": "token_replace"}
-    return build("HunyuanVideoImageToVideoPipeline", network=network, image_processor=None)
+    return build("HunyuanVideoImageToVideoPipeline", network=network, **llava())
 
 
 def skyreels() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from functools import partial
 from typing import Any
 
@@ -9,10 +10,9 @@ import diffusers
 import PIL.Image
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from . import Case, image, mask, noise, pipeline
-from .text import Processor
+from .text import Processor, byte_tokenizer, seeing
 
 TRANSFORMER = {
     "patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 1, "attention_head_dim": 16,
@@ -78,18 +78,14 @@ def edit(name: str, **transformer: Any) -> Any:
 
 
 def layered() -> Any:
-    text = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "vocab_size": 32, "bos_token_id": 0, "eos_token_id": 1,
-        "rope_scaling": {"type": "default", "mrope_section": [1, 1, 2]},
-    }  # fmt: skip
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     torch.manual_seed(2)
-    # Only its type of numbers is asked for.
-    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    encoder = seeing("Qwen2_5_VLForConditionalGeneration", 16, len(byte_tokenizer()), 1)
+    # A caption ends with any token that is no lower-case letter: with random weights it would be 512 tokens long.
+    letters = byte_tokenizer().convert_tokens_to_ids(list(string.ascii_lowercase))
+    encoder.generation_config.eos_token_id = sorted(set(range(len(byte_tokenizer()))) - set(letters))
     transformer = {"use_additional_t_cond": True, "use_layer3d_rope": True}
-    parts = {"text_encoder": encoder, "processor": None, "scheduler": scheduler(shift_terminal=None)}
-    return qwen("QwenImageLayeredPipeline", compression=32, transformer=transformer, **parts)
+    parts = {"tokenizer": byte_tokenizer(), "processor": Processor(), "scheduler": scheduler(shift_terminal=None)}
+    return qwen("QwenImageLayeredPipeline", compression=32, transformer=transformer, text_encoder=encoder, **parts)
 
 
 def version_2_1() -> Any:

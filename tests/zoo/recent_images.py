@@ -11,7 +11,7 @@ from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGen
 
 from . import Case, noise, pipeline
 from .qwen import awake, picture, vae
-from .text import Processor
+from .text import Processor, byte_tokenizer, seeing
 
 SIZE = {"height": 16, "width": 24}
 
@@ -88,7 +88,7 @@ def nucleus() -> Any:
     )  # fmt: skip
 
 
-def joy(name: str, transformer: str, images: str, encoder: bool = False) -> Any:
+def joy(name: str, transformer: str, images: str) -> Any:
     torch.manual_seed(0)
     model = getattr(diffusers, transformer)(
         in_channels=4, hidden_size=16, num_attention_heads=2, text_dim=16, mlp_width_ratio=2.0, num_layers=1,
@@ -99,8 +99,9 @@ def joy(name: str, transformer: str, images: str, encoder: bool = False) -> Any:
         latents_mean=[0.1, -0.2, 0.0, 0.3], latents_std=[1.2, 0.8, 1.0, 1.1], scale_factor_spatial=4,
     )  # fmt: skip
     pipe = pipeline(
-        name, scheduler=scheduler(shift=4.0), vae=wan, text_encoder=text_encoder() if encoder else None,
-        tokenizer=None, transformer=awake(model), processor=Processor(sighted=False),
+        name, scheduler=scheduler(shift=4.0), vae=wan, tokenizer=byte_tokenizer(), transformer=awake(model),
+        text_encoder=seeing("Qwen3VLForConditionalGeneration", 16, len(byte_tokenizer()), 1),
+        processor=Processor(patch_size=4),
     )  # fmt: skip
     # Else images are of a million pixels, whatever is asked for.
     getattr(pipe, images).get_default_height_width = lambda *_: (16, 24)
@@ -138,7 +139,7 @@ CASES = [
     ),
     Case(
         "JoyImageEditPlusPipeline",
-        partial(joy, "JoyImageEditPlusPipeline", "JoyImageEditPlusTransformer3DModel", "image_processor", encoder=True),
+        partial(joy, "JoyImageEditPlusPipeline", "JoyImageEditPlusTransformer3DModel", "image_processor"),
         lambda: {"prompt": "hello", "images": [picture(16, 24)]} | SIZE,
         task="edit",
     ),

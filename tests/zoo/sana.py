@@ -8,6 +8,7 @@ import diffusers
 import torch
 
 from . import Case, image, noise, pipeline
+from .qwen import awake
 
 SIZE = {"height": 32, "width": 64, "use_resolution_binning": False}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -64,7 +65,7 @@ def text_to_image() -> Any:
 
 def control() -> Any:
     torch.manual_seed(1)
-    controlnet = transformer(diffusers.SanaControlNetModel)
+    controlnet = awake(transformer(diffusers.SanaControlNetModel))
     scheduler = diffusers.DPMSolverMultistepScheduler(**FLOW, flow_shift=3.0)
     return sana("SanaControlNetPipeline", scheduler, {"controlnet": controlnet.eval()})
 

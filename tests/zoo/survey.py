@@ -81,7 +81,7 @@ def survey(case: Case) -> Row:
         swap=f"yes{remark}",
         ode=compare_ode(case, pipe, make),
         decoded=compare_decoded(case, pipe, make, ours),
-        steered=steer(case, pipe, ours),
+        steered=steer(case, pipe, make, ours),
     )
 
 
@@ -239,13 +239,16 @@ def compare_decoded(case: Case, pipe: Any, make: Make, drawn: Run) -> str:
     return "yes"
 
 
-def steer(case: Case, pipe: Any, plain: Run) -> str:
-    """Steer a case with the embeddings of its call, and with words and pictures as a user would call it."""
+def steer(case: Case, pipe: Any, make: Make, plain: Run) -> str:
+    """Steer a case with the embeddings of its call, and with words and pictures as a user would call it.
+
+    Where steering is refused before the run, the call in words is compared with the native one without it.
+    """
     as_given = steered(pipe, arguments(case), plain)
-    if case.name in text.UNBUILT:
-        return as_given
     speaking, call = text.worded(case)
     in_words = steered(speaking, arguments(case, call), plain)
+    if in_words.startswith("no:"):
+        compare_ode(replace(case, call=lambda: call), speaking, make)
     return as_given if as_given == in_words else f"called in words: {in_words}; with embeddings or tensors: {as_given}"
 
 

@@ -59,21 +59,25 @@ class Processor:
     """All that pipelines read of a processor of words and images; a real one needs torchvision for its videos.
 
     Args:
-        sighted: Whether it looks at the images.
+        patch_size: Sides of the patches that its encoder sees.
     """
 
-    def __init__(self, sighted: bool = True) -> None:
-        self.sighted = sighted
+    def __init__(self, patch_size: int = 14) -> None:
         self.tokenizer = byte_tokenizer()
-        self.image_processor = transformers.Qwen2VLImageProcessorPil(max_pixels=56 * 56)
+        self.image_processor = transformers.Qwen2VLImageProcessorPil(
+            patch_size=patch_size, min_pixels=(4 * patch_size) ** 2, max_pixels=(4 * patch_size) ** 2
+        )
 
-    def __call__(self, text: list[str], images: Any = None, videos: Any = None, **options: Any) -> Any:
-        if images is None or not self.sighted:
+    def __call__(self, text: str | list[str], images: Any = None, videos: Any = None, **options: Any) -> Any:
+        text = [text] if isinstance(text, str) else text
+        if images is None:
             return transformers.BatchFeature(self.tokenizer(text, **options))
         pixels = self.image_processor(images, return_tensors="pt")
         tokens = iter(int(grid.prod()) // 4 for grid in pixels["image_grid_thw"])  # 2 × 2 patches make one
         text = [re.sub(r"<\|image_pad\|>", lambda mark: mark[0] * next(tokens), one) for one in text]
-        return transformers.BatchFeature({**self.tokenizer(text, **options), **pixels})
+        words = self.tokenizer(text, **options)
+        is_image = words["input_ids"] == self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        return transformers.BatchFeature({**words, **pixels, "mm_token_type_ids": is_image.long()})
 
     def apply_chat_template(self, messages: Any, **options: Any) -> Any:
         made = self.tokenizer.apply_chat_template(messages, **options)
@@ -81,6 +85,9 @@ class Processor:
 
     def decode(self, *args: Any, **options: Any) -> str:
         return self.tokenizer.decode(*args, **options)
+
+    def batch_decode(self, *args: Any, **options: Any) -> list[str]:
+        return self.tokenizer.batch_decode(*args, **options)
 
 
 def clip_tokenizer() -> Any:
@@ -232,17 +239,6 @@ CALLS: dict[str, dict[str, Any]] = {
     "Ideogram4": {"max_sequence_length": 48},
 }
 """What calls in words say beside."""
-
-
-UNBUILT = {
-    "AudioLDM2Pipeline": "CLAP and its projections",
-    "HunyuanVideoImageToVideoPipeline": "Llava, with the 576 tokens of an image in the template",
-    "JoyImageEditPipeline": "Qwen3-VL on images",
-    "JoyImageEditPlusPipeline": "Qwen3-VL on images",
-    "MotifVideoImage2VideoPipeline": "T5Gemma 2 on images",
-    "QwenImageLayeredPipeline": "Qwen2.5-VL that captions images",
-}
-"""The classes whose encoders are not built here, and which: they are called with embeddings alone."""
 
 
 def of_class(table: dict[str, dict[str, Any]], pipe: Any) -> dict[str, Any]:
