@@ -33,7 +33,8 @@ class Twist:
 
     The reward is linear in ẑ to first order, and ẑ answers to noise along the gradient with the
     posterior variance v = 1 / (1 + P_t), that of data of unit variance. For a linear reward of
-    Gaussian data s = 1 leaves no variance to the weights.
+    Gaussian data s = 1 leaves no variance to the weights. A class that derives from this one may
+    have a `mean` of its own: the target stays for every m.
 
     Args:
         strength: s; 0 moves nothing.

@@ -60,8 +60,9 @@ class _Wanted(NamedTuple):
 class Steerer:
     """Draw K particles per prompt with GLASS transitions, and let a strategy choose who goes on.
 
-    At the start of every transition but the first the denoised predictions (free: the network's
-    first call there) are decoded and scored, and the strategy decides which particles go on.
+    At the starts of transitions after the first, where the strategy asks for it, the denoised
+    predictions (free: the network's first call there) are decoded and scored, and the strategy
+    decides which particles go on.
 
     Args:
         pipe: Any pipeline whose scheduler has a GLASS counterpart. Its scheduler is replaced for
