@@ -3,13 +3,13 @@
 import math
 import re
 from collections import defaultdict
+from copy import copy
 from dataclasses import replace
 
 import pytest
 
 import tiny
-from glassflows import BestOfN, FeynmanKac, FeynmanKacSteerer, Halving, Ledger, Steerer
-from glassflows.steering.budget import propose
+from glassflows import BeamSearch, BestOfN, FeynmanKac, FeynmanKacSteerer, Halving, Ledger, Steerer
 
 STRATEGIES = {
     "plain": {},
@@ -27,20 +27,11 @@ def test_the_call_keeps_to_the_budget(flux, options, budget, steps):
     steerer = plain.for_budget(steps, network_calls=budget)
     spent = steerer(**flux.arguments(num_inference_steps=steps)).ledger.network_calls
     assert spent <= budget
-    if "start" in options:  # whose window spares excursions, which a proposal does not know
-        return
-    shares = (4, 2, 1) if "widths" in options else (1,)
-    away = options.get("look_ahead", 0) * options.get("look_ahead_samples", 1)
-    proposed = propose(budget, steps, shares, away)
-    assert spent == proposed.network_calls
-    assert proposed.num_particles == steerer.num_particles
-    narrowing = "widths" in options
-    more = replace(steerer.strategy, widths=None)
-    bigger = Steerer(
-        flux.pipe, tiny.brightness, more, proposed.num_particles + 1, num_transitions=proposed.num_transitions
-    )  # fmt: skip
-    if not narrowing and not away:
-        assert bigger(**flux.arguments(num_inference_steps=steps)).ledger.network_calls > budget
+    more = copy(steerer)
+    more.num_particles += 1
+    if "widths" in options:
+        more.strategy = replace(steerer.strategy, widths=tuple(width + 1 for width in steerer.strategy.widths))
+    assert more(**flux.arguments(num_inference_steps=steps)).ledger.network_calls > budget
     assert plain.num_particles == 4  # left as it was
 
 
@@ -58,8 +49,33 @@ def test_seconds():
 
 
 @pytest.mark.parametrize(("steps", "transitions"), [(1, 1), (4, 2), (7, 3), (10, 5), (50, 5)])
-def test_transitions(steps, transitions):
-    assert tiny.Toy(tiny.flux).steerer().for_budget(steps, network_calls=400).num_transitions == transitions
+def test_transitions(flux, steps, transitions):
+    free = flux.steerer(num_transitions=None)
+    assert free.for_budget(steps, network_calls=400).num_transitions == transitions
+    assert flux.steerer(num_transitions=4).for_budget(10, network_calls=400).num_transitions == 4
+
+
+def test_transitions_of_the_strategy(flux):
+    """A list of scales and a calibration name them: the proposal runs."""
+    listed = flux.steerer(num_transitions=None, reward_scale=[0.1, 0.2, 0.3]).for_budget(6, network_calls=60)
+    assert listed.num_transitions == 3
+    assert listed(**flux.arguments()).ledger.network_calls == 60
+    steerer = flux.steerer(num_transitions=3, reward_scale=1.0)
+    steerer.calibrate(**flux.arguments(["a cat", "a dog", "a cow", "a pig"]))
+    steerer.num_transitions = None
+    assert steerer.for_budget(6, network_calls=60)(**flux.arguments()).ledger.network_calls == 60
+
+
+def test_strategies_that_cannot_do_with_any_number(flux):
+    steerer = Steerer(flux.pipe, tiny.brightness, BeamSearch(3), 6, num_transitions=3).for_budget(6, network_calls=50)
+    assert steerer.num_particles == 6
+    with pytest.raises(ValueError, match="for_budget: expected enough for 2 particles"):
+        Steerer(flux.pipe, tiny.brightness, BeamSearch(9), 9).for_budget(6, network_calls=50)
+
+
+def test_more_widths_than_transitions(flux):
+    with pytest.raises(ValueError, match="widths: expected at most 2"):
+        flux.steerer(num_transitions=None, num_particles=16, widths=(16, 8, 4)).for_budget(4, network_calls=100)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +100,8 @@ def test_any_strategy(flux, strategy):
         ({}, "expected network_calls="),
         ({"network_calls": 100, "seconds": 3.0}, "expected network_calls="),
         ({"seconds": 3.0}, "expected network_calls="),
-        ({"network_calls": 11}, "network_calls: expected at least 12, for 2 particles of a prompt, got 11"),
+        ({"network_calls": 11}, "expected enough for 2 particles of each of 1 prompt(s) in 6 steps"),
+        ({"seconds": 0.1, "ledger": Ledger(240, seconds={"total": 12.0})}, "got seconds=0.1, which pays for 2 network"),
         ({"network_calls": 100.0}, "network_calls: expected a whole number"),
         ({"seconds": 1.0, "ledger": Ledger()}, "ledger: expected that of an earlier call"),
         ({"seconds": math.nan, "ledger": Ledger()}, "seconds: expected a number above 0"),

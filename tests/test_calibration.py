@@ -387,7 +387,10 @@ def test_runs_of_other_transitions_or_calls(flux):
         "calibration: ",
         "got one of 3 transitions and 7 network calls",
     )
-    run(made(0.2, 0.5), start=1.0, num_inference_steps=7)  # nothing is scored on the way, so that nothing is scaled
+    refused(lambda: run(made(0.2, 0.5), start=1.0, num_inference_steps=7), "calibration: ")  # though none is scored
+    refused(
+        lambda: run(made(0.2, 0.5), num_transitions=1), "calibration: expected a run of 3", "got one of 1 transition"
+    )
     run(made(0.2, 0.5, num_calls=0), num_inference_steps=7)
     refused(lambda: run(made(0.2, num_calls=0)), "calibration: expected a run of 2 transitions, as it was made of, got")
 

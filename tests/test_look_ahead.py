@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import tiny
-from glassflows import BeamSearch, FeynmanKacSteerer, GLASSScheduler, Steerer
+from glassflows import BeamSearch, BestOfN, FeynmanKacSteerer, GLASSScheduler, Steerer
 from glassflows.flow.solver import Solver
 from glassflows.flow.timetable import excursion
 from glassflows.scheduler.hooks import LookAhead, TransitionHook
 from glassflows.smc.weights import normalise
+from glassflows.steering.calibration import calibrate_from
 from glassflows.steering.population import log_mean_exp
 from schedules import FLOW, grid
 from test_exact import steer
@@ -246,6 +247,58 @@ def test_best_seen(make, output_type):
     assert len(out.images) == 2
 
 
+@pytest.mark.parametrize("make", [tiny.flux_inpaint, tiny.sd_inpaint])
+def test_best_seen_keeps_what_inpainting_keeps(make):
+    """Of the latents, the right half is that of every final sample."""
+    toy = tiny.Toy(make)
+    options = {"ess_threshold": 0.0, "look_ahead": 2, "look_ahead_samples": 4, "output_type": "latent"}
+    for seed in range(8):
+        out = toy.steer(select="best_seen", seed=seed, **options)
+        if (out.order < 0).all():
+            break
+    assert (out.order < 0).all()
+    finals = toy.steer(seed=seed, **options).images
+    kept = (finals[1:] == finals[:1]).all(0)  # in all of them the same
+    assert 0.3 < kept.float().mean() < 0.7
+    torch.testing.assert_close(out.images[0][kept], finals[0][kept])
+    assert not torch.isclose(out.images[0], finals[0])[~kept].any(0).all()
+
+
+@pytest.mark.parametrize("scale", [-1.0, [0.0, 0.0, -1.0]], ids=str)
+def test_best_seen_is_the_best_for_the_target(flux, scale):
+    """Of a negative λ_r it is the lowest, whatever a schedule has on the way."""
+    seen = []
+
+    def reward(images, prompts):
+        seen.append(tiny.brightness(images, prompts))
+        return seen[-1]
+
+    options = {"look_ahead": 2, "look_ahead_samples": 3, "ess_threshold": 0.0}
+    out = flux.steer(reward=reward, reward_scale=scale, select="best_seen", num_inference_steps=9, **options)
+    torch.testing.assert_close(out.image_rewards, torch.cat(seen).min()[None].double())
+
+
+def test_best_seen_that_sees_nothing_says_so(flux):
+    steerer = Steerer(flux.pipe, tiny.brightness, BestOfN(1.0), 4, look_ahead=2)
+    with pytest.warns(UserWarning, match="scored no particles on the way"):
+        out = steerer(select="best_seen", **flux.arguments())
+    assert out.order.min() >= 0
+
+
+def test_calibration_is_on_what_is_scored(flux):
+    """Scores of a calibrated run are those that it was calibrated on; another look-ahead is refused."""
+    steerer = flux.steerer(reward_scale=1.0, look_ahead=2, look_ahead_samples=2, ess_threshold=0.0, num_particles=6)
+    call = flux.arguments(["a cat", "a dog", "a cow", "a pig"])
+    found = steerer.calibrate(**call | {"generator": tiny.seeded(0)})
+    assert (found.look_ahead, found.look_ahead_samples) == (2, 2)
+    out = steerer(**call | {"generator": tiny.seeded(0)})
+    again = calibrate_from(out.scored, out.rewards, found.num_calls)
+    assert again.slopes == pytest.approx(found.slopes, rel=1e-9)
+    steerer.look_ahead = 1
+    with pytest.raises(ValueError, match="calibration: expected look_ahead=2 with 2 sample"):
+        steerer(**call)
+
+
 def test_best_seen_is_saved(flux, tmp_path):
     options = {"ess_threshold": 0.0, "look_ahead": 2, "look_ahead_samples": 3}
     out = flux.steer(select="best_seen", **options)
@@ -289,17 +342,23 @@ def test_best_seen_needs_a_look_ahead(flux):
         flux.steer(select="best_seen", look_ahead=1, num_images_per_prompt=2)
 
 
-def test_runs_that_begin_later_are_refused():
-    """Where a strength cuts the list of timesteps behind the first transition, the noise level would be another's."""
-    toy = tiny.Toy(tiny.flux_img2img)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("make", [tiny.flux_img2img, tiny.sd_img2img])
+@pytest.mark.parametrize("strength", [0.5, 0.9])
+def test_runs_that_begin_later_are_refused(make, strength):
+    """Some hosts count excursions where a strength begins, and would begin at another noise level."""
+    toy = tiny.Toy(make)
     before = toy.run()
-    with pytest.raises(ValueError, match="look_ahead: expected a run that begins in its first transition"):
-        toy.steer(look_ahead=1, strength=0.5, num_inference_steps=8, num_transitions=4)
+    with pytest.raises(ValueError, match="look_ahead: expected a run from the first of scheduler.timesteps on"):
+        toy.steer(look_ahead=2, look_ahead_samples=4, strength=strength, num_inference_steps=10)
     assert np.array_equal(toy.run(), before)
-    out = toy.steer(look_ahead=1, strength=0.9, num_inference_steps=10, num_transitions=3, ess_threshold=0.0)
-    plain = toy.steer(strength=0.9, num_inference_steps=10, num_transitions=3, ess_threshold=0.0)
-    assert out.ledger.network_calls == 4 * (9 + 2)
-    assert plain.ledger.network_calls == 4 * 9
+
+
+def test_full_strength_is_a_run_from_the_first():
+    toy = tiny.Toy(tiny.flux_img2img)
+    plain, ahead = (toy.steer(strength=1.0, ess_threshold=0.0, look_ahead=m) for m in (0, 2))
+    assert torch.equal(plain.rewards, ahead.rewards)
+    assert not torch.equal(plain.scored, ahead.scored)
 
 
 @pytest.mark.parametrize("window", [{"control_guidance_start": 0.2}, {"control_guidance_end": [0.8]}])
@@ -328,5 +387,5 @@ def test_adapters_that_count_steps_are_refused():
 
     case = cases()["StableDiffusionXLAdapterPipeline"]
     steerer = FeynmanKacSteerer(case.build(), lambda images, _: images.flatten(1).mean(1), 2, look_ahead=1)
-    with pytest.raises(ValueError, match="whose adapter acts at the first num_inference_steps"):
+    with pytest.raises(ValueError, match="whose adapter_conditioning_factor counts them"):
         steerer(**arguments(case))

@@ -13,7 +13,7 @@ STANDS_ON = {  # storey: what it may import
     "rewards": {"caller"},
     "scheduler": {"flow"},
     "host": {"scheduler"},
-    "steering": {"host", "scheduler", "smc", "caller"},
+    "steering": {"host", "scheduler", "smc", "flow", "caller"},
 }
 ORDER = {  # within a storey each module may import those before it
     "flow": "noise denoise transition solver timetable state sample",

@@ -409,6 +409,9 @@ def as_red(scale):
 # ---- refusals ------------------------------------------------------------------------------------
 
 
+PLAIN = torch.nn.Linear(1, 1)  # whose weights have a gradient, but no image
+
+
 def no_grad_red(images, prompts):
     with torch.no_grad():
         return red(images, prompts)
@@ -424,9 +427,10 @@ def endless(images, prompts):
         (lambda images, prompts: red(images, prompts).tolist(), "scores without"),
         (no_grad_red, "scores without"),
         (lambda images, prompts: torch.ones(len(images)), "scores without"),
+        (lambda images, prompts: PLAIN(images.detach().flatten(1)[:, :1])[:, 0], "scores without"),
         (endless, "the gradient of the reward in the latents is not finite"),
     ],
-    ids=["numbers", "no_grad", "constant", "infinite"],
+    ids=["numbers", "no_grad", "constant", "detached", "infinite"],
 )
 def test_rewards_without_a_gradient_are_refused(reward, message):
     toy = tiny.Toy(tiny.flux)
@@ -443,6 +447,39 @@ def test_options_are_checked(twist):
         tiny.Toy(tiny.flux).steerer(twist=twist)
     with pytest.raises(ValueError, match="limit: expected"):
         Twist(1.0, limit=0)
+
+
+def test_decoders_without_a_gradient_are_refused(sd):
+    with pytest.raises(ValueError, match="twist: expected decode to return images with a gradient"):
+        sd.steer(reward=red, twist=1.0, decode=torch.no_grad()(lambda z: z[:, :3].clone()))
+
+
+def test_rewards_and_decoders_may_write_into_what_they_get(flux):
+    """With a twist as without."""
+
+    def writing(z, prompts):
+        return z.mul_(2).flatten(1).mean(1) * 100
+
+    options = {"decode": "latents", "reward_scale": 1.0, "twist": 0.5}
+    own = flux.steer(reward=lambda z, prompts: (2 * z).flatten(1).mean(1) * 100, **options)
+    torch.testing.assert_close(flux.steer(reward=writing, **options).rewards, own.rewards)
+    options |= {"decode": lambda z: z.mul_(2)}
+    flux.steer(
+        reward=lambda z, prompts: z.flatten(1).mean(1), **options | {"reward_scale": 100.0}, output_type="latent"
+    )
+
+
+def test_a_reward_that_is_read_in_inference_mode(flux):
+    class Lazy:
+        def load(self):
+            self.network = torch.nn.Conv2d(3, 4, 3)
+
+        def __call__(self, images, prompts):
+            return 100 * self.network(images).square().flatten(1).mean(1)
+
+    with torch.inference_mode():
+        out = flux.steer(reward=Lazy(), twist=0.5, reward_scale=1.0)
+    assert out.ledger.gradients == 8
 
 
 def test_out_of_memory_names_the_batch_size(monkeypatch):

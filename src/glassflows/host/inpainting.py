@@ -66,6 +66,8 @@ class KeptRegion:
     def __init__(self) -> None:
         self._mask: Tensor | None = None
         self._image: Tensor | None = None  # what was noised since the last step
+        self._blended: Tensor | None = None  # what was noised after a step, to be blended in
+        self._has_stepped = False
 
     @contextmanager
     def watched(self, pipe: Any, scheduler: Any, run: Any) -> Iterator[None]:
@@ -94,10 +96,18 @@ class KeptRegion:
         """
         if self._mask is None or self._image is None:
             return z
-        mask, image = self._mask[: len(z)].to(z), self._image[: len(z)].to(z)
-        if image.ndim > z.ndim:  # FLUX's control pipeline packs it once it is noised
-            image = pipe._pack_latents(image, *image.shape)
-        return (1 - mask) * image + mask * z
+        return _blended(pipe, z, self._mask[: len(z)], self._image[: len(z)])
+
+    def put_back_at_end(self, pipe: Any, z: Tensor) -> Tensor:
+        """Return clean latents with what is kept of the image, if it was blended in so far.
+
+        Args:
+            pipe: The pipeline.
+            z: Clean latents of each particle.
+        """
+        if self._mask is None or self._blended is None:
+            return z
+        return _blended(pipe, z, self._mask[: len(z)], self._blended[: len(z)])
 
     def _noting_mask(self, prepare: Method) -> Method:
         def preparing(*args: Any, **kwargs: Any) -> Any:
@@ -109,7 +119,7 @@ class KeptRegion:
 
     def _forgetting_image(self, step: Method) -> Method:
         def stepping(*args: Any, **kwargs: Any) -> Any:
-            self._image = None
+            self._image, self._has_stepped = None, True
             return step(*args, **kwargs)
 
         return stepping
@@ -117,6 +127,16 @@ class KeptRegion:
     def _noting_image(self, add_noise: Method) -> Method:
         def noising(*args: Any, **kwargs: Any) -> Any:
             self._image = next(iter((*args, *kwargs.values())), None)
+            if self._has_stepped:
+                self._blended = self._image
             return add_noise(*args, **kwargs)
 
         return noising
+
+
+def _blended(pipe: Any, z: Tensor, mask: Tensor, image: Tensor) -> Tensor:
+    """Return m · z + (1 − m) · image."""
+    mask, image = mask.to(z), image.to(z)
+    if image.ndim > z.ndim:  # FLUX's control pipeline packs it once it is noised
+        image = pipe._pack_latents(image, *image.shape)
+    return (1 - mask) * image + mask * z

@@ -18,8 +18,8 @@ class Ledger:
     Args:
         network_calls: Evaluations of the denoiser, one per living particle and step (two network
             passes each under guidance).
-        decodes: Latents decoded for the reward, one per particle and scoring; the pipeline's own
-            last ones are not counted.
+        decodes: Latents decoded for the reward, one per particle and scoring, or per end of an
+            excursion; the pipeline's own last ones are not counted.
         reward_calls: Samples scored.
         seconds: Wall-clock seconds: "network", "decode", "reward", "gradient" (backwards alone),
             "total"; the rest of the total

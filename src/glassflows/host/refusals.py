@@ -108,6 +108,15 @@ def _reasons_of_component(name: str, component: Any) -> Iterator[str]:
             )
 
 
+_COUNTERS = {
+    "adapter_conditioning_factor",
+    "edit_warmup_steps",
+    "gligen_scheduled_sampling_beta",
+    "max_iter_to_alter",
+    "sld_warmup_steps",
+}
+"""Arguments of pipelines that count their steps whatever the value."""
+
 _WINDOWS = {
     "control_guidance_start": 0.0,
     "control_guidance_end": 1.0,
@@ -130,11 +139,11 @@ def check_counts_no_steps(pipe: Any, given: Mapping[str, Any]) -> None:
         ValueError: with the argument.
     """
     parameters = inspect.signature(type(pipe).__call__).parameters
-    if "adapter_conditioning_factor" in parameters:
+    for name in _COUNTERS & parameters.keys():
         raise ValueError(
             f"look_ahead: expected a pipeline that does the same at all steps, got "
-            f"{type(pipe).__name__}, whose adapter acts at the first num_inference_steps only, "
-            "excursions among them: leave look_ahead out"
+            f"{type(pipe).__name__}, whose {name} counts them, excursions among them: leave "
+            "look_ahead out"
         )
     for name, everywhere in _WINDOWS.items():
         if name not in parameters:

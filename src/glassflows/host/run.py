@@ -125,6 +125,7 @@ class PipelineRun:
         check_no_state(pipe, given, batches.network, self._living)
         self._sizes: dict[str, int] = {}
         self._bar: Any = None
+        self._kept = KeptRegion()
 
     def decoder(self) -> Decode:
         """Return what decodes latents as the pipeline does; to be called once the run is on.
@@ -178,7 +179,7 @@ class PipelineRun:
         Raises:
             RuntimeError: if the pipeline is in another run, which goes on undisturbed.
         """
-        rows, kept = _RowsHook(self, hook), KeptRegion()
+        rows, kept = _RowsHook(self, hook), self._kept
         with _claimed(self), ExitStack() as stack:
             stack.enter_context(_scheduler_replaced(self.pipe, scheduler, rows))
             self._replace_methods(stack)
@@ -215,6 +216,10 @@ class PipelineRun:
     def is_checked(self) -> bool:
         """Whether a safety checker judges the pipeline's images."""
         return getattr(self.pipe, "safety_checker", None) is not None
+
+    def with_kept_region(self, latents: Tensor) -> Tensor:
+        """Return clean latents of all particles with what inpainting keeps of an image put back."""
+        return self._kept.put_back_at_end(self.pipe, latents)
 
     @torch.no_grad()
     def as_output(self, latents: Tensor, own: Any, output_type: str, decode: Decode | None) -> Any:
@@ -398,7 +403,7 @@ class _RowsHook(TransitionHook):
 
     def arrived(self, at: Boundary, z: Tensor) -> None:
         with current(None):
-            self.inner.arrived(at, z[: self.number])
+            self.inner.arrived(at, self.run.with_kept_region(z[: self.number]))
 
     def shift(self, at: Boundary, z: Tensor) -> Tensor | None:
         with current(None):

@@ -260,11 +260,10 @@ class Timetable:
         """
         if not 0 <= begin < len(self._told):
             raise ValueError(f"set_begin_index: expected 0 to {len(self._told) - 1}, got {begin}")
-        if self.looks_ahead and begin >= len(self._blocks[0].steps):
+        if self.looks_ahead and begin:  # hosts count excursions where a strength begins
             raise ValueError(
-                f"look_ahead: expected a run that begins in its first transition, before call "
-                f"{len(self._blocks[0].steps)}, got one that begins at call {begin}: raise "
-                "strength, take fewer transitions, or leave look_ahead out"
+                "look_ahead: expected a run from the first of scheduler.timesteps on, got one that "
+                f"begins at {begin}: pass strength=1, or leave look_ahead out"
             )
         blocks = self._blocks_from(begin)
         boundaries, drawn = self._boundaries(blocks, begin), self._drawn(blocks, begin)
@@ -321,7 +320,7 @@ class Timetable:
         """Return the transitions of a run that begins at call `begin`."""
         if not begin:
             return self._blocks
-        if self._transitions.on_native_grid and not self.looks_ahead:
+        if self._transitions.on_native_grid:
             return self._transitions.over(self._grid.levels[begin:], self._native)
         solver, draw_first = self._transitions.solver, self._transitions.draw_first
         return cut(self._blocks, begin, solver, draw_first)

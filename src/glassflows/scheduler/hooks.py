@@ -168,7 +168,9 @@ class TransitionHook:
         """
 
     def after_prediction(self, call: NetworkCall, z: Tensor) -> None:
-        """Take note of the denoised prediction of a network call, of the rows that went on.
+        """Take note of the denoised prediction of a call of the chain, of the rows that went on.
+
+        That of a boundary is told when its excursions are back.
 
         Args:
             call: The call.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import NamedTuple
 
@@ -18,56 +18,41 @@ class Budget(NamedTuple):
 
     Args:
         num_particles: K; of a population that shrinks, at the start.
-        num_transitions: Number of transitions.
         widths: Particles in each part of the run.
         network_calls: What a prompt costs by this proposal.
     """
 
     num_particles: int
-    num_transitions: int
     widths: tuple[int, ...]
     network_calls: int
 
 
-def propose(
-    network_calls: int, num_inference_steps: int, shares: Sequence[int] = (1,), away: int = 0
-) -> Budget:
-    """Return the largest population that a number of network calls pays for.
+def proposals(
+    network_calls: int, num_inference_steps: int, shares: Sequence[int], away: Sequence[int]
+) -> Iterator[Budget]:
+    """Yield the populations of at least 2 particles that a number of calls pays for, largest first.
 
     Args:
         network_calls: Calls that may be spent on a prompt.
-        num_inference_steps: Calls per particle.
+        num_inference_steps: Calls of the chain of each particle.
         shares: Ratios of the widths of the parts of a run, such as (4, 2, 1).
-        away: Calls of excursions from each boundary after the first.
-
-    Raises:
-        ValueError: if they do not pay for two particles at the start.
+        away: Calls of excursions from the boundary of each transition.
     """
-    transitions = max(1, min(TRANSITIONS, num_inference_steps // 2))
-    each = _calls_of_parts(num_inference_steps, transitions, len(shares), away)
-
-    def proposed(number: int) -> Budget:
+    each = _calls_of_parts(num_inference_steps, len(shares), away)
+    for number in range(network_calls // each[0], 1, -1):
         widths = tuple(max(1, round(number * share / shares[0])) for share in shares)
         cost = sum(width * calls for width, calls in zip(widths, each, strict=True))
-        return Budget(number, transitions, widths, cost)
-
-    if proposed(2).network_calls > network_calls:
-        raise ValueError(
-            f"network_calls: expected at least {proposed(2).network_calls}, for 2 particles of a "
-            f"prompt, got {network_calls}: raise the budget, or take fewer steps"
-        )
-    number = 2
-    while proposed(number + 1).network_calls <= network_calls:
-        number += 1
-    return proposed(number)
+        if cost <= network_calls:
+            yield Budget(number, widths, cost)
 
 
-def _calls_of_parts(steps: int, transitions: int, parts: int, away: int) -> list[int]:
+def _calls_of_parts(steps: int, parts: int, away: Sequence[int]) -> list[int]:
     """Return the calls of a particle in each part of a run, excursions included."""
+    transitions = len(away)
     length, longer = divmod(steps, transitions)
     calls, part = [0] * parts, 0
-    for k in range(transitions):
-        calls[part] += 1 + (away if k else 0)  # before it shrinks
+    for k, calls_away in enumerate(away):
+        calls[part] += 1 + calls_away  # before it shrinks
         if new_width(range(parts), k, transitions) is not None:
             part += 1
         calls[part] += length + (k < longer) - 1

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..caller import warn
 from ..scheduler.hooks import Boundary
 from ..smc import filter as smc
-from .strategy import Decision, Generators, Outcome
+from .strategy import Decision, Generators, Outcome, is_whole
 
 ENOUGH = 4
 """Prompts, and particles of each, below which a calibration warns."""
@@ -27,7 +27,7 @@ _SEED = 0  # of the resamples, so that the same rewards give the same errors
 _EFFECTIVE = 0.5  # fraction of the final particles that `reward_scale` leaves effective
 _COLUMNS = ("slopes", "slope_errors", "correlations", "correlation_errors")
 _KEYS = tuple(name.removesuffix("s") for name in _COLUMNS)  # of a row in a file
-_COUNTS = ("num_calls", "num_prompts", "num_particles")
+_COUNTS = ("num_calls", "num_prompts", "num_particles", "look_ahead", "look_ahead_samples")
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,10 +60,12 @@ class Calibration:
         num_calls: Network calls of the run, 0 if unknown.
         num_prompts: P.
         num_particles: K.
+        look_ahead: Calls of the excursions whose ends were scored, 0 for the predictions.
+        look_ahead_samples: Number of such ends.
 
     Raises:
-        ValueError: if there are no slopes, not as many errors and correlations, or what is no
-            number.
+        ValueError: if there are no slopes, not as many errors and correlations, what is no number,
+            or a count that is not whole.
 
     Reference:
         Whiteley and Lee, Twisted particle filters, Annals of Statistics 42 (2014), 115, for values;
@@ -79,6 +81,8 @@ class Calibration:
     num_calls: int
     num_prompts: int
     num_particles: int
+    look_ahead: int = 0
+    look_ahead_samples: int = 1
 
     def __post_init__(self) -> None:
         for name in _COLUMNS:
@@ -95,6 +99,12 @@ class Calibration:
                 f"reward_scale: expected a finite number above 0, got {self.reward_scale!r}: use "
                 "what calibrate() returns"
             )
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not (is_whole(value) and value >= 0):
+                raise ValueError(
+                    f"{name}: expected a whole number, got {value!r}: use what calibrate() returns"
+                )
 
     @property
     def num_transitions(self) -> int:
@@ -235,7 +245,8 @@ def _of_record(record: Any) -> Calibration:
         raise ValueError(f"version {record['calibration']}")
     rows = record["boundaries"]
     columns = {name: [row[key] for row in rows] for name, key in zip(_COLUMNS, _KEYS, strict=True)}
-    return Calibration(**columns, **{name: record[name] for name in ("reward_scale", *_COUNTS)})
+    counts = {name: record[name] for name in ("reward_scale", *_COUNTS)}
+    return Calibration(**columns, **counts)
 
 
 class Unmoved:

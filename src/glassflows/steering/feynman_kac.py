@@ -149,7 +149,9 @@ class FeynmanKac:
         return 0.0 if self.calibration is not None else min(0.5, self.stop)
 
     def check_run(self, at: Boundary) -> None:
-        """Refuse a run of fewer transitions than widths."""
+        """Refuse a run of fewer transitions than widths, or of others than were calibrated."""
+        if self.calibration is not None:
+            self.calibration.check_run(at)
         if self.widths is not None:
             check_enough(
                 self.widths, num_stochastic(at), " at whose start fresh noise still matters"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -163,7 +164,7 @@ class Population(TransitionHook):
         """
         if self._ends:
             ends, self._ends = torch.stack(self._ends), []
-            return self._preview, log_mean_exp(ends, self._scale(at))
+            return self._preview, log_mean_exp(ends, self._target(at))
         if self.twist is None or not at.stochastic:
             samples = self.scorer.decoded(z.to(self._dtype, copy=True))
             # the reward may write into what it gets
@@ -184,7 +185,7 @@ class Population(TransitionHook):
             self._preview = self.scorer.preview(samples)
         rewards = self.scorer.score(samples)
         self._ends.append(rewards)
-        good = worth(rewards, self._scale(at)[:, 0])
+        good = worth(rewards, self._target(at)[:, 0])
         rows = self.rows(good.argmax(1, keepdim=True), self.alive)
         seen = Seen(good.amax(1), rewards.flatten()[rows], latents[rows.to(latents.device)])
         self.best_seen = seen if self.best_seen is None else self.best_seen.or_better(seen)
@@ -212,8 +213,13 @@ class Population(TransitionHook):
         known = getattr(self.strategy, "scale", None)
         if known is not None:
             return known(self._state, at)
-        scale = getattr(self.scorer.reward, "reward_scale", 1.0)
+        scale = getattr(self.scorer.reward, "reward_scale", None)
+        scale = 1.0 if scale is None else float(scale)
         return torch.full((self.shape[0], 1), scale, dtype=torch.float64, device="cpu")
+
+    def _target(self, at: Boundary) -> Tensor:
+        """Return λ_r of the target as far as a boundary knows it, shape (P, 1)."""
+        return self._scale(replace(at, index=at.total))
 
     def begins(self, seeds: list[int]) -> None:
         """Seed the generator of each group by its first particle."""

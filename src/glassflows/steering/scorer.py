@@ -60,7 +60,8 @@ def load_reward(reward: Any) -> None:
         inspect.signature(load).bind()
     except (TypeError, ValueError):  # it loads something else
         return
-    load()
+    with torch.inference_mode(False):  # else its weights could never be differentiated through
+        load()
 
 
 _HALF_FACTOR = 2.0**10
@@ -180,17 +181,25 @@ class Scorer:
         factor = _HALF_FACTOR if dtype == torch.float16 else 1.0
         with torch.inference_mode(False), torch.enable_grad(), self.held_for_gradients():
             z = latents.clone().requires_grad_()
-            samples = self._decoded(z.to(dtype))
+            samples = self._decoded(z.to(dtype, copy=True))  # which a decoder may write into
+            if not samples.requires_grad:
+                raise ValueError(
+                    "twist: expected decode to return images with a gradient in the latents, got "
+                    "some without: decode without no_grad and detach, or leave twist out"
+                )
             seen = samples.detach().clone()  # the reward may write into what it gets
             scores = self._scores(samples, first)
-            if not scores.requires_grad:
+            gradient = None
+            if scores.requires_grad:
+                with ledger.timing("gradient"), naming_batch_size("decode"):
+                    total = factor * scores.sum()
+                    (gradient,) = torch.autograd.grad(total, z, allow_unused=True)
+            if gradient is None:
                 raise ValueError(
                     "twist: expected a reward with a gradient in its images, got scores without: "
                     "compute them by torch from the tensor that the reward is given, without "
                     "no_grad, detach, .item() or pictures, or leave twist out"
                 )
-            with ledger.timing("gradient"), naming_batch_size("decode"):
-                (gradient,) = torch.autograd.grad(factor * scores.sum(), z)
         ledger.gradients += len(latents)
         return Graded(seen, scores.detach(), gradient / factor)
 

@@ -7,11 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import fields, is_dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from ..caller import warn
+from ..flow.noise import RectifiedFlow
 from ..host.batch import COUNTS
 from ..host.decode import Decode
 from ..host.ledger import Ledger
@@ -21,10 +24,10 @@ from ..host.refusals import check_counts_no_steps, check_steerable
 from ..host.run import Drawn, PipelineRun
 from ..scheduler.flow_match import GLASSFlowMatchScheduler
 from ..scheduler.glass import GLASSScheduler
-from ..scheduler.hooks import LookAhead
+from ..scheduler.hooks import Boundary, LookAhead
 from ..smc.potentials import Potential
 from .arguments import check_generator, check_not_options, check_prompt
-from .budget import affordable_calls, propose
+from .budget import TRANSITIONS, affordable_calls, proposals
 from .calibration import (
     Calibration,
     Unmoved,
@@ -41,6 +44,7 @@ from .record import recipe
 from .result import SteeringResult
 from .scorer import Reward, Scorer, check_reward, load_reward
 from .strategy import Strategy, check_strategy, check_whole, is_whole, worth
+from .widths import check_enough
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -150,6 +154,7 @@ class Steerer:
             )
         self._twist()
         self._ahead()
+        self._check_looks_as_calibrated()
         if not isinstance(self.batches, MicroBatches):
             raise ValueError(
                 f"batches: expected MicroBatches(network=…, decode=…, reward=…), got "
@@ -290,7 +295,11 @@ class Steerer:
                 f"{[one.index for one in at]}: calibrate with a call that runs through once"
             )
         num_calls = at[0].num_calls if at else 0
-        calibration = calibrate_from(result.scored, result.rewards, num_calls)
+        calibration = replace(
+            calibrate_from(result.scored, result.rewards, num_calls),
+            look_ahead=self.look_ahead,
+            look_ahead_samples=self.look_ahead_samples,
+        )
         warn_if_few(calibration)  # before it is applied, since a warning may be an error
         if apply:
             self.strategy = replace(self._strategy, calibration=calibration)  # type: ignore[type-var]
@@ -307,9 +316,10 @@ class Steerer:
     ) -> Self:
         """Return a steerer like this one, with as many particles as a budget pays for.
 
-        It is a proposal: `num_particles` is the largest that the budget pays for, `num_transitions`
-        is 5 or, with fewer than 10 steps, half of the steps. A strategy with widths keeps their
-        ratios, so that (16, 8, 4) may become (13, 6, 3).
+        It is a proposal: `num_particles` is the largest that the budget pays for and the strategy
+        can do with. `num_transitions` stays what it is; if it is None, it is that of the strategy's
+        calibration or list of scales, else 5 or, with fewer than 10 steps, half of the steps. A
+        strategy with widths keeps their ratios, so that (16, 8, 4) may become (13, 6, 3).
 
         Args:
             num_inference_steps: Network calls of each particle.
@@ -332,25 +342,76 @@ class Steerer:
                 f"network_calls={network_calls!r}, seconds={seconds!r}, ledger={ledger!r}"
             )
         if seconds is not None and ledger is not None:
-            network_calls = affordable_calls(seconds, ledger)
+            given, calls = f"seconds={seconds:g}", affordable_calls(seconds, ledger)
         else:
             check_whole("network_calls", network_calls)
-        widths = self._widths()
-        shares = widths if len(set(widths)) > 1 else (1,)
+            given, calls = f"network_calls={network_calls}", int(network_calls or 0)
+        transitions = self._transitions_of_a_budget(num_inference_steps)
+        budgets = proposals(
+            calls // num_prompts, num_inference_steps, self._widths(), self._away(transitions)
+        )
+        for budget in budgets:  # from the largest on
+            new = copy(self)
+            new.num_particles, new.num_transitions = budget.num_particles, transitions
+            if len(budget.widths) > 1:
+                new.strategy = replace(self._strategy, widths=budget.widths)  # type: ignore[type-var]
+            try:
+                new.strategy.init(1, budget.num_particles)
+            except ValueError:  # BeamSearch needs a multiple of its width
+                continue
+            return new
+        raise ValueError(
+            f"for_budget: expected enough for 2 particles of each of {num_prompts} prompt(s) in "
+            f"{num_inference_steps} steps with {self.strategy!r}, got {given}, which pays for "
+            f"{calls} network calls: raise the budget, or take fewer steps"
+        )
+
+    def _transitions_of_a_budget(self, num_inference_steps: int) -> int:
+        """Return the transitions that the steerer or its strategy names, else as many as suit."""
+        scale = getattr(self.strategy, "reward_scale", None)
+        calibration = getattr(self.strategy, "calibration", None)
+        if self.num_transitions is not None:
+            number = self.num_transitions
+        elif calibration is not None:
+            number = calibration.num_transitions
+        elif isinstance(scale, tuple):
+            number = len(scale)
+        else:
+            number = min(TRANSITIONS, num_inference_steps // 2)
+        number = max(1, min(number, num_inference_steps))
+        check_enough(self._widths(), number)
+        return number
+
+    def _away(self, transitions: int) -> list[int]:
+        """Return the calls of the excursions from each boundary of a run."""
         ahead = self._ahead()
-        away = 0 if ahead is None else ahead.calls * ahead.samples
-        calls: Any = network_calls
-        budget = propose(calls // num_prompts, num_inference_steps, shares, away)
-        new = copy(self)
-        new.num_particles, new.num_transitions = budget.num_particles, budget.num_transitions
-        if len(shares) > 1:
-            new.strategy = replace(self._strategy, widths=budget.widths)  # type: ignore[type-var]
-        return new
+        if ahead is None:
+            return [0] * transitions
+        path, each = RectifiedFlow(), ahead.calls * ahead.samples
+        boundaries = [
+            Boundary(k, transitions, path.level(k / transitions)) for k in range(transitions)
+        ]
+        return [each if at.index and self.strategy.due(at) else 0 for at in boundaries]
+
+    def _check_looks_as_calibrated(self) -> None:
+        """Check that what is scored is what the strategy was calibrated on."""
+        calibration = getattr(self.strategy, "calibration", None)
+        if calibration is None:
+            return
+        own = self.look_ahead, self.look_ahead_samples if self.look_ahead else 1
+        samples = calibration.look_ahead_samples if calibration.look_ahead else 1
+        if own != (calibration.look_ahead, samples):
+            raise ValueError(
+                f"calibration: expected look_ahead={calibration.look_ahead} with "
+                f"{samples} sample(s), as it was made with, got {own[0]} with {own[1]}: "
+                "calibrate again, or leave calibration out"
+            )
 
     def _target_scale(self) -> float | None:
         """Return λ_r of the strategy, if it is a number."""
-        scale = getattr(self.strategy, "reward_scale", None)
-        return scale if isinstance(scale, float) else None
+        scale: Any = getattr(self.strategy, "reward_scale", None)
+        is_number = isinstance(scale, Real) and not isinstance(scale, bool)
+        return float(scale) if is_number else None
 
     def _check_calibrates(self) -> None:
         """Check that the strategy can be given a calibration."""
@@ -468,6 +529,12 @@ class Steerer:
         number = wanted.num_images_per_prompt or population.alive
         order = population.order(wanted.select, rewards, outcome, number)
         rows, output, seen = population.rows(order), drawn.samples, population.best_seen
+        if wanted.select == "best_seen" and seen is None and not drawn.interrupted:
+            warn(
+                f'select="best_seen": {self.strategy!r} scored no particles on the way, so none of '
+                "their futures was seen, and the best final sample is returned. Widen the window "
+                "of scoring, or take more transitions or another strategy."
+            )
         if wanted.select == "best_seen" and seen is not None:
             best = worth(rewards, outcome.reward_scale).amax(1)
             better = worth(seen.rewards[:, None], outcome.reward_scale)[:, 0] > best
