@@ -12,7 +12,7 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not zoo"
 
-# Rows and micro-batches of every pipeline class, at length: a quarter of an hour on 2 cores.
+# What every pipeline class does, with its rows, micro-batches and widths, at length: a quarter of an hour on 2 cores.
 zoo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m zoo
 

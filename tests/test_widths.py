@@ -52,7 +52,7 @@ def boundary(index, total, stochastic=True, **options):
 @pytest.mark.parametrize("name", RESAMPLING)
 def test_children(name, number):
     """On average N W of N, of every scheme, and as near as it promises; none of weight zero."""
-    weights, repeats = hard_weights(), 800
+    weights, repeats = hard_weights(), 250
     given, total = generators(50), torch.zeros(50, 7, dtype=torch.float64)
     for _ in range(repeats):
         ancestors = RESAMPLING[name](weights.log(), given, number)
@@ -119,8 +119,8 @@ def tilted_mean_off(out, exact):
 def test_evidence_and_mean_stay_unbiased(options):
     """Of N(0, Var) tilted by e^z, 8 → 4 → 2: E[Ẑ] = e^(Var/2), and E[Ẑ Σ W z] = Var e^(Var/2)."""
     exact = evidence() / 4 if "num_transitions" not in options else ancestral()
-    out = steer(0, 8, prompt=["x"] * GROUPS, **({"reward_scale": 1.0, "widths": WIDTHS} | options))
-    assert out.rewards.shape == (GROUPS, 2)
+    out = steer(0, 8, prompt=["x"] * 1024, **({"reward_scale": 1.0, "widths": WIDTHS} | options))
+    assert out.rewards.shape == (1024, 2)
     assert abs(off(out, exact)) < 3
     assert abs(tilted_mean_off(out, exact)) < 3
 

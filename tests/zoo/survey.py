@@ -287,11 +287,17 @@ OFTEN = {  # of those that were once laid out or cut wrongly, one of each kind
 }  # fmt: skip
 
 
-def sampled(labels: list[str]) -> list[Any]:
-    """Return labels to parametrize by: of most, a test is left to `make zoo`."""
+def sampled(labels: list[str], every: int | None = None) -> list[Any]:
+    """Return labels to parametrize by: of most, a test is left to `make zoo`.
+
+    Args:
+        labels: The labels.
+        every: Of these, one in so many is not; None for none but those in `OFTEN`.
+    """
     import pytest  # the survey itself runs without
 
-    return [label if label in OFTEN else pytest.param(label, marks=pytest.mark.zoo) for label in labels]
+    often = OFTEN | set(labels[::every] if every else ())
+    return [label if label in often else pytest.param(label, marks=pytest.mark.zoo) for label in labels]
 
 
 # ---- the document ----------------------------------------------------------------------------------------------------
