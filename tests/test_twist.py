@@ -1,12 +1,18 @@
 """Twisted transitions: closed forms through the public call, wrong weights that they reject, real pipelines."""
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from diffusers.utils.torch_utils import randn_tensor
 
 import tiny
@@ -158,38 +164,100 @@ def test_mixture_in_16_dimensions():
     assert weighted_mean(twisted, twisted.rewards).mean() == pytest.approx(tilted, abs=0.15)
 
 
-class ExactTable(Exact):
-    """Draws z by the exact denoiser under a native with a table of noise levels, that predicts z itself."""
+class ExactNative(Exact):
+    """Draws z ~ N(0, σ_data²) by the exact denoiser under any native: the network's output is what gives ẑ."""
 
     def __call__(self, prompt, num_images_per_prompt=1, num_inference_steps=50, generator=None, output_type="np"):
         x = randn_tensor((len(prompt) * num_images_per_prompt, 1), generator=generator)
         self.scheduler.set_timesteps(num_inference_steps)
-        for t in self.scheduler.timesteps:
-            snr = float(self.scheduler.add_noise(torch.ones(1), torch.zeros(1), t)) ** 2  # ᾱ
-            x = self.scheduler.step(math.sqrt(snr) * x, t, x, return_dict=False)[0]
+        for i, t in enumerate(self.scheduler.timesteps):
+            level, native = self.scheduler._timetable._levels[i], self.scheduler._native
+            z = level.alpha * x / (level.alpha**2 + level.sigma**2)
+            at_0, at_1 = (native.denoised(torch.full_like(x, output), x, level) for output in (0.0, 1.0))
+            x = self.scheduler.step((z - at_0) / (at_1 - at_0), t, x, return_dict=False)[0]
         return (x,)
 
 
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NATIVES = {
+    "table": (DDIMScheduler(**SD, clip_sample=False, set_alpha_to_one=False), 1.0),
+    "table, v": (DDIMScheduler(**SD, clip_sample=False, prediction_type="v_prediction"), 1.0),
+    "sigmas": (EulerDiscreteScheduler(**SD), 1.0),
+    "sigmas of EDM": (EDMDPMSolverMultistepScheduler(), 0.5),
+    "flow": (FlowMatchEulerDiscreteScheduler(shift=3.0), 1.0),
+}
+
+
+def steer_natively(native, particles, groups, spread, **options):
+    """Return a result of z ~ N(0, spread²) tilted by e^(λ z / spread)."""
+    pipe = ExactNative(native)
+    pipe.scheduler = GLASSScheduler.from_scheduler(native)
+    pipe.scheduler.set_generator(tiny.seeded(9))
+    options = {"decode": lambda z: z, "start": 0.0} | options
+    steerer = FeynmanKacSteerer(pipe, lambda z, prompts: z.flatten() / spread, particles, **options)
+    return steerer(["x"] * groups, num_inference_steps=40, generator=tiny.seeded(0), output_type="latent")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
-def test_variance_preserving_natives(scheduler):
-    options = {"clip_sample": False, "set_alpha_to_one": False} if scheduler is DDIMScheduler else {}
-    native = scheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample", **options
-    )
-    pipe = ExactTable(native)
-
-    def run(particles, groups, **options):
-        pipe.scheduler = GLASSScheduler.from_scheduler(native)
-        pipe.scheduler.set_generator(tiny.seeded(9))
-        steerer = FeynmanKacSteerer(pipe, lambda z, prompts: z.flatten(), particles, decode=lambda z: z, **options)
-        return steerer(["x"] * groups, num_inference_steps=40, generator=tiny.seeded(0), output_type="latent")
-
-    own = float(run(200_000, 1, reward_scale=0.0).rewards.var())
-    out = run(8, GROUPS, reward_scale=1.5, twist=1.0)
+@pytest.mark.parametrize("name", NATIVES)
+def test_natives(name):
+    native, spread = NATIVES[name]
+    own = float(steer_natively(native, 100_000, 1, spread, reward_scale=0.0).rewards.var())
+    out = steer_natively(native, 8, GROUPS, spread, reward_scale=1.5, twist=1.0)
     assert abs(off(out, 1.5**2 * own / 2)) < 3.5
-    assert out.log_evidence.std() < 0.4
+    assert out.log_evidence.std() < 0.4  # plainly .7
     assert weighted_mean(out, out.rewards).mean() == pytest.approx(1.5 * own, abs=0.08)
+
+
+# ---- what would be wrong, in each of these settings ----------------------------------------------
+
+CLOUDY = {"denoiser": CLOUD, "dimension": 16, "steps": 20, "reward": nearness}
+EDM = NATIVES["sigmas of EDM"][0]
+SETTINGS = {
+    "ρ = .3": lambda: (steer(0, 8, prompt=["x"] * GROUPS, twist=1.0, correlation=0.3), 2 * variance_at(0.3)),
+    "16 dimensions": lambda: (
+        steer(0, 8, prompt=["x"] * GROUPS, twist=0.5, **CLOUDY | {"reward_scale": 2.0}), cloud_evidence(),
+    ),
+    "two tilts": lambda: (two_tilts(), evidence() / 4 * 0.49),
+    "EDM": lambda: (steer_natively(EDM, 8, GROUPS, 0.5, reward_scale=1.5, twist=1.0), 1.5**2 / 2 * variance_of_edm()),
+}  # fmt: skip
+
+
+@cache
+def variance_at(correlation):
+    return float(steer(5, 200_000, reward_scale=0.0, correlation=correlation).rewards.var())
+
+
+@cache
+def variance_of_edm():
+    return float(steer_natively(EDM, 100_000, 1, 0.5, reward_scale=0.0).rewards.var())
+
+
+@cache
+def cloud_evidence():
+    draws = steer(5, 60_000, **CLOUDY | {"reward_scale": 0.0}).rewards
+    return float((2 * draws).exp().mean().log())
+
+
+def two_tilts():
+    """Return the groups of the weaker tilt, e^(.7 z), beside one of e^(−2 z)."""
+
+    def tilt(z, prompts):
+        return z.flatten() * torch.tensor([{"up": 0.7, "down": -2.0}[prompt] for prompt in prompts])
+
+    out = steer(0, 8, prompt=["up", "down"] * GROUPS, twist=1.0, reward=tilt, reward_scale=1.0)
+    return replace(out, log_evidence=out.log_evidence[::2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [None, "no weight", "ξ for ε̄"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_each_setting_sees_a_wrong_weight(setting, wrong, monkeypatch):
+    if wrong is not None:
+        monkeypatch.setattr(population, "log_ratio", WRONG[wrong])
+    out, exact = SETTINGS[setting]()
+    misses = abs(off(out, exact))
+    assert misses < 3.5 if wrong is None else misses > 5
 
 
 # ---- the equation --------------------------------------------------------------------------------
