@@ -3,10 +3,11 @@
 from .best_of_n import BestOfN
 from .calibration import Calibration
 from .feynman_kac import FeynmanKac
+from .feynman_kac_steerer import FeynmanKacSteerer
 from .proposals import Twist
 from .result import SteeringResult
 from .search import BeamSearch, Halving
-from .steerer import FeynmanKacSteerer, Steerer
+from .steerer import Steerer
 from .strategy import Decision, Outcome, Strategy
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Steerer: a pipeline, a reward and a strategy; FeynmanKacSteerer is it with FeynmanKac."""
+"""Steerer: a pipeline, a reward and a strategy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import fields, is_dataclass, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -25,7 +25,6 @@ from ..host.run import Drawn, PipelineRun
 from ..scheduler.flow_match import GLASSFlowMatchScheduler
 from ..scheduler.glass import GLASSScheduler
 from ..scheduler.hooks import Boundary, LookAhead
-from ..smc.potentials import Potential
 from .arguments import check_generator, check_not_options, check_prompt
 from .budget import TRANSITIONS, affordable_calls, proposals
 from .calibration import (
@@ -37,7 +36,7 @@ from .calibration import (
     warn_if_few,
 )
 from .diversity import mean_distance
-from .feynman_kac import FeynmanKac, RewardScale, check_calibrates
+from .feynman_kac import FeynmanKac, check_calibrates
 from .population import Population, Scoring, Select
 from .proposals import Twist
 from .record import recipe
@@ -47,7 +46,7 @@ from .strategy import Strategy, check_strategy, check_whole, is_whole, worth
 from .widths import check_enough
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Self
 
 
 class _Wanted(NamedTuple):
@@ -644,90 +643,3 @@ def _scaled_as(strategy: Strategy[Any], reward: Any) -> Strategy[Any]:
         scale = getattr(reward, "reward_scale", 1.0)
         return replace(strategy, reward_scale=scale)  # type: ignore[type-var]
     return strategy
-
-
-class FeynmanKacOptions(TypedDict, total=False):
-    """The options of `FeynmanKac`; see there."""
-
-    reward_scale: RewardScale | None
-    potential: str | Potential
-    resampling: str
-    ess_threshold: float
-    score_every: int
-    start: float | None
-    stop: float
-    calibration: Calibration | None
-    widths: Sequence[int] | None
-
-
-class FeynmanKacSteerer(Steerer):
-    """Sample a pipeline from p(z) exp(λ_r r(z)): a `Steerer` with `FeynmanKac`.
-
-    Args:
-        pipe, reward, num_particles, num_transitions, decode, previews, twist, look_ahead,
-            look_ahead_samples: As in `Steerer`.
-        particle_batch_size: Particles the networks see at a time, inside the pipeline's own loop;
-            None for all.
-        decode_batch_size: Latents decoded at a time, on the way and in the pipeline at the end;
-            None for all.
-        reward_batch_size: Samples scored at a time; None for all.
-        options: The options of `FeynmanKac`: `reward_scale`, `potential`, `resampling`,
-            `ess_threshold`, `score_every`, `start`, `stop`, `calibration`, `widths`.
-
-    Raises:
-        ValueError: as `Steerer`, `FeynmanKac` and `MicroBatches` do.
-        TypeError: for an option that none of them has.
-
-    Reference:
-        Singhal et al., arXiv:2501.06848; Holderrieth et al., arXiv:2509.25170, section 5.
-    """
-
-    def __init__(
-        self,
-        pipe: Any,
-        reward: Reward,
-        num_particles: int = 8,
-        *,
-        num_transitions: int | None = None,
-        decode: Decode | Literal["latents"] | None = None,
-        particle_batch_size: int | None = None,
-        decode_batch_size: int | None = None,
-        reward_batch_size: int | None = None,
-        previews: bool = False,
-        twist: float | Twist = 0.0,
-        look_ahead: int = 0,
-        look_ahead_samples: int = 1,
-        **options: Unpack[FeynmanKacOptions],
-    ) -> None:
-        super().__init__(
-            pipe,
-            reward,
-            FeynmanKac(**options),
-            num_particles,
-            num_transitions=num_transitions,
-            decode=decode,
-            batches=MicroBatches(particle_batch_size, decode_batch_size, reward_batch_size),
-            previews=previews,
-            twist=twist,
-            look_ahead=look_ahead,
-            look_ahead_samples=look_ahead_samples,
-        )
-
-
-def _field_of(part: str, name: str) -> property:
-    """Return an attribute of a steerer that reads a field of one of its parts, and sets it anew."""
-
-    def read(steerer: Steerer) -> Any:
-        return getattr(getattr(steerer, part), name)
-
-    def write(steerer: Steerer, value: Any) -> None:
-        as_given = "_strategy" if part == "strategy" else part
-        setattr(steerer, part, replace(getattr(steerer, as_given), **{name: value}))
-
-    return property(read, write)
-
-
-for _field in fields(FeynmanKac):
-    setattr(FeynmanKacSteerer, _field.name, _field_of("strategy", _field.name))
-for _name, _option in BATCH_SIZE_OPTIONS.items():
-    setattr(FeynmanKacSteerer, _option, _field_of("batches", _name))
