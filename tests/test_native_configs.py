@@ -473,6 +473,7 @@ def test_of_other_configs_diffusers_still_warns(logged, tmp_path):
     assert [line[: line.index(" were passed")] for line in logged] == ["The config attributes {'mine': 3}"]
 
 
+@pytest.mark.zoo
 @pytest.mark.slow
 @pytest.mark.parametrize("name", supported.SUPPORTED)
 def test_another_class_reads_of_our_config_what_it_reads_of_the_natives(name):

@@ -526,6 +526,7 @@ ONE_PROMPT = ("LongCatImageEditPipeline", "OmniGenPipeline", "QwenImageEditPlusP
 ZOO = [label for label in steerable() if label not in REFUSED]
 
 
+@pytest.mark.zoo
 @tiny.DIFFUSERS_42
 @pytest.mark.slow
 @pytest.mark.parametrize("label", sampled(ZOO))

@@ -14,7 +14,7 @@ WARNINGS = [  # of diffusers' and torch's own making
 pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(warning) for warning in WARNINGS)]
 
 
-@pytest.mark.parametrize("label", sampled(sorted(cases()), every=4))
+@pytest.mark.parametrize("label", sampled(sorted(cases()), every=12))
 def test_pipeline(label):
     assert survey(cases()[label]) == documented()[label]
 

@@ -104,6 +104,7 @@ def test_the_native_class_is_built_from_our_config(case, where, tmp_path):
     assert {key: back.config[key] for key in public(native.config)} == public(native.config)
 
 
+@pytest.mark.zoo
 @pytest.mark.slow
 def test_every_compatible_class_is_built_from_our_config():
     pytest.importorskip("torchsde")

@@ -335,6 +335,7 @@ def test_those_that_rest_change_nothing(label, monkeypatch):
     assert "decode_latents" not in vars(toy.pipe)
 
 
+@pytest.mark.zoo
 @tiny.DIFFUSERS_42
 @pytest.mark.slow
 @pytest.mark.parametrize("label", sampled(ZOO))
