@@ -325,7 +325,7 @@ def test_no_twist_is_no_twist():
 def test_gradient_through_the_decoder(make, monkeypatch):
     """The gradient is that of the reward of decoded predictions: against differences in double precision."""
     toy, seen = tiny.Toy(make), {}
-    toy.pipe.to(dtype=torch.float64)
+    toy.pipe.vae.double()
 
     def watched(self, gradient, scale, at):
         seen["gradient"] = gradient
