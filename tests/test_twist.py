@@ -343,7 +343,7 @@ def test_gradient_through_the_decoder(make, monkeypatch):
 
     monkeypatch.setattr(Twist, "mean", watched)
     monkeypatch.setattr(population.Scorer, "graded", noting)
-    toy.steer(reward=red, twist=1.0, num_transitions=2, ess_threshold=0.0)
+    toy.steer(reward=red, twist=1.0, num_transitions=2, ess_threshold=0.0, output_type="latent")
     slope = (seen["gradient"] * seen["direction"]).flatten(1).sum(1)
     torch.testing.assert_close(slope.double(), seen["slope"].double(), rtol=1e-2, atol=1e-3)
 
