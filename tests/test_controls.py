@@ -19,7 +19,7 @@ from test_rows import WARNINGS, assert_equal, drawn
 from zoo import animatediff, image, noise
 from zoo.survey import cases
 
-pytestmark = [pytest.mark.filterwarnings(warning) for warning in WARNINGS]
+pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(warning) for warning in WARNINGS)]
 
 K = 3
 SIDES = {"HunyuanDiTControlNetPipeline": (16, 16)}  # else (16, 24)
@@ -246,6 +246,7 @@ def with_image_prompts(make):
     return toy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny.sd, tiny.flux])
 @pytest.mark.parametrize("embedded", [False, True])
 def test_image_prompts_are_for_all_prompts(make, embedded):

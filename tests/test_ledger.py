@@ -59,6 +59,7 @@ class Callback(PipelineCallback):
         return callback_kwargs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["callback", "object", "objects", "old callback", "on_boundary", "on_denoised"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_other_pipelines_are_not_charged(sd, by):
