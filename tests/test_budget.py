@@ -11,6 +11,8 @@ import pytest
 import tiny
 from glassflows import BeamSearch, BestOfN, FeynmanKac, FeynmanKacSteerer, Halving, Ledger, Steerer
 
+pytestmark = pytest.mark.slow
+
 STRATEGIES = {
     "plain": {},
     "late": {"start": 0.5},
