@@ -3,7 +3,9 @@
 Torch is imported within the fixtures: the process that only deals out tests to others does without it.
 """
 
+import builtins
 import os
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -54,3 +56,17 @@ def folders(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("checkpoints")
     return {name: write(root / name) for name, (_, write) in toy_rewards.KINDS.items()}
+
+
+@pytest.fixture
+def no_matplotlib(monkeypatch):
+    """Make matplotlib impossible to import, as where it is not installed."""
+    load = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return load(name, *args, **kwargs)
+
+    monkeypatch.delitem(sys.modules, "glassflows.steering.plotting", raising=False)
+    monkeypatch.setattr(builtins, "__import__", missing)

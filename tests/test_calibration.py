@@ -1,13 +1,11 @@
 """Calibration: slopes against closed forms, their errors against their scatter, and a target that stays what it is."""
 
-import builtins
 import dataclasses
 import inspect
 import io
 import json
 import math
 import re
-import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -615,15 +613,6 @@ def test_a_figure_shows_values_and_errors(number):
     assert plt.get_fignums() == []
 
 
-def test_without_matplotlib(monkeypatch):
-    load = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name.startswith("matplotlib"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return load(name, *args, **kwargs)
-
-    monkeypatch.delitem(sys.modules, "glassflows.steering.plotting", raising=False)
-    monkeypatch.setattr(builtins, "__import__", missing)
+def test_without_matplotlib(no_matplotlib):
     with pytest.raises(ImportError, match=re.escape("plot: expected matplotlib, which is not installed: pip install")):
         made(0.5).plot()

@@ -1,7 +1,6 @@
 """What is shown of a result: figures that pyplot does not keep, scores that tell apart, and small HTML."""
 
 import base64
-import builtins
 import dataclasses
 import io
 import re
@@ -72,16 +71,7 @@ def test_notebooks_show_a_figure(result):
     assert figure._repr_html_() is None
 
 
-def test_without_matplotlib(result, monkeypatch):
-    load = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name.startswith("matplotlib"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return load(name, *args, **kwargs)
-
-    monkeypatch.delitem(sys.modules, "glassflows.steering.plotting", raising=False)
-    monkeypatch.setattr(builtins, "__import__", missing)
+def test_without_matplotlib(result, no_matplotlib):
     with pytest.raises(
         ImportError,
         match=re.escape('plot: expected matplotlib, which is not installed: pip install "glassflows[plot]"'),

@@ -22,8 +22,8 @@ ORDER = {  # within a storey each module may import those before it
     "scheduler": "hooks supported config coordinates native calls noise_source progress glass flow_match",
     "host": "ledger outputs patch refusals inpainting batch decode network_rows microbatch run",
     "steering": (
-        "arguments strategy widths budget calibration feynman_kac best_of_n search scorer proposals population "
-        "record display diversity result plotting steerer feynman_kac_steerer"
+        "arguments optional strategy widths budget calibration feynman_kac best_of_n search scorer proposals "
+        "population record display diversity result plotting steerer feynman_kac_steerer"
     ),
 }
 TORCH_ONLY = ("flow", "smc")

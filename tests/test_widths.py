@@ -22,6 +22,7 @@ from glassflows.smc.weights import log_mean, normalise
 from glassflows.steering import Decision, Outcome
 from glassflows.steering.widths import new_width
 from test_exact import Exact, steer
+from test_interrupt import interrupted
 from test_microbatch import PIPELINES, rows_seen
 from test_network_rows import ZOO, compare, in_double_precision, network, rows, same, steered, tolerances
 from test_resampling import generators, hard_weights
@@ -528,17 +529,8 @@ def test_rows_that_rest_get_what_others_got():
 @pytest.mark.parametrize("after", [1, 3, 4, 5])
 def test_interrupted(toy, after):
     """The images are the last predictions of those that lived then."""
-    toy.glass(3)
-    predicted = []
-
-    def stopping(call, z):
-        predicted.append(z)
-        if call.index + 1 == after:
-            toy.pipe._interrupt = True
-
-    toy.pipe.scheduler.on_denoised = stopping
     seen = rows_seen(toy.pipe.vae.decoder)
-    out = toy.steer(num_transitions=None, num_particles=8, widths=WIDTHS, reward_scale=1.0)
+    out, predicted = interrupted(toy, after, num_particles=8, widths=WIDTHS, reward_scale=1.0)
     alive = {1: 8, 3: 4, 4: 4, 5: 2}[after]
     assert out.interrupted
     assert out.rewards.shape == (1, alive)

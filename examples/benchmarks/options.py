@@ -56,15 +56,16 @@ def methods(pipe: Any, reward: Any) -> dict[str, tuple[Steerer, int]]:
         return made.for_budget(CALLS, network_calls=PARTICLES * CALLS), CALLS
 
     plain = FeynmanKac(start=0.0)
+    judged = calibrated(pipe, reward, plain)
     return {
         "best of 8 (`BestOfN`)": steerer(BestOfN(), num_transitions=1),
         "best of 16 at 10 calls": (Steerer(pipe, reward, BestOfN(), 16, num_transitions=1), 10),
         "`BeamSearch(2)`": steerer(BeamSearch(2)),
         "`Halving`, widths 4 : 2 : 1": narrowing(Halving((4, 2, 1))),
         "`FeynmanKac(start=0)`": steerer(plain),
-        "`calibration=`": steerer(calibrated(pipe, reward, plain)),
+        "`calibration=`": steerer(judged),
         "`twist=0.5`": steerer(plain, twist=0.5),
-        "`calibration=`, `twist=0.5`": steerer(calibrated(pipe, reward, plain), twist=0.5),
+        "`calibration=`, `twist=0.5`": steerer(judged, twist=0.5),
         "`look_ahead=1`, 16 calls": steerer(plain, 16, look_ahead=1),
         "`look_ahead=3`, 8 calls": steerer(plain, 8, look_ahead=3),
         "`widths`, 4 : 2 : 1": narrowing(replace(plain, widths=(4, 2, 1))),

@@ -65,8 +65,7 @@ class KeptRegion:
 
     def __init__(self) -> None:
         self._mask: Tensor | None = None
-        self._image: Tensor | None = None  # what was noised since the last step
-        self._blended: Tensor | None = None  # what was noised after a step, to be blended in
+        self._image: Tensor | None = None  # what was noised after a step, to be blended in
         self._has_stepped = False
 
     @contextmanager
@@ -82,32 +81,24 @@ class KeptRegion:
             if hasattr(pipe, "prepare_mask_latents"):
                 masks = replaced(pipe, "prepare_mask_latents", run, self._noting_mask)
                 stack.enter_context(masks)
-                stack.enter_context(replaced(scheduler, "step", run, self._forgetting_image))
+                stack.enter_context(replaced(scheduler, "step", run, self._noting_step))
                 for name in ("add_noise", "scale_noise"):
                     stack.enter_context(replaced(scheduler, name, run, self._noting_image))
             yield
 
     def put_back(self, pipe: Any, z: Tensor) -> Tensor:
-        """Return denoised predictions with what is kept of the image, if the pipeline keeps it.
-
-        Args:
-            pipe: The pipeline.
-            z: A prediction of each particle, as the scheduler sees it.
-        """
-        if self._mask is None or self._image is None:
-            return z
-        return _blended(pipe, z, self._mask[: len(z)], self._image[: len(z)])
-
-    def put_back_at_end(self, pipe: Any, z: Tensor) -> Tensor:
         """Return clean latents with what is kept of the image, if it was blended in so far.
 
         Args:
             pipe: The pipeline.
-            z: Clean latents of each particle.
+            z: Those of each particle, as the scheduler sees them.
         """
-        if self._mask is None or self._blended is None:
+        if self._mask is None or self._image is None:
             return z
-        return _blended(pipe, z, self._mask[: len(z)], self._blended[: len(z)])
+        mask, image = self._mask[: len(z)].to(z), self._image[: len(z)].to(z)
+        if image.ndim > z.ndim:  # FLUX's control pipeline packs it once it is noised
+            image = pipe._pack_latents(image, *image.shape)
+        return (1 - mask) * image + mask * z
 
     def _noting_mask(self, prepare: Method) -> Method:
         def preparing(*args: Any, **kwargs: Any) -> Any:
@@ -117,26 +108,17 @@ class KeptRegion:
 
         return preparing
 
-    def _forgetting_image(self, step: Method) -> Method:
+    def _noting_step(self, step: Method) -> Method:
         def stepping(*args: Any, **kwargs: Any) -> Any:
-            self._image, self._has_stepped = None, True
+            self._has_stepped = True
             return step(*args, **kwargs)
 
         return stepping
 
     def _noting_image(self, add_noise: Method) -> Method:
         def noising(*args: Any, **kwargs: Any) -> Any:
-            self._image = next(iter((*args, *kwargs.values())), None)
             if self._has_stepped:
-                self._blended = self._image
+                self._image = next(iter((*args, *kwargs.values())), None)
             return add_noise(*args, **kwargs)
 
         return noising
-
-
-def _blended(pipe: Any, z: Tensor, mask: Tensor, image: Tensor) -> Tensor:
-    """Return m · z + (1 − m) · image."""
-    mask, image = mask.to(z), image.to(z)
-    if image.ndim > z.ndim:  # FLUX's control pipeline packs it once it is noised
-        image = pipe._pack_latents(image, *image.shape)
-    return (1 - mask) * image + mask * z

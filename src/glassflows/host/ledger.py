@@ -22,9 +22,9 @@ class Ledger:
             excursion; the pipeline's own last ones are not counted.
         reward_calls: Samples scored.
         seconds: Wall-clock seconds: "network", "decode", "reward", "gradient" (backwards alone),
-            "total"; the rest of the total
-            is the pipeline's own (text encoders, its last decoding). An accelerator is waited for
-            at either end of each, so that none is charged with what another queued.
+            "total"; the rest of the total is the pipeline's own (text encoders, its last decoding).
+            An accelerator is waited for at either end of each, so that none is charged with what
+            another queued.
         gradients: Samples whose reward was differentiated, through the decoder.
     """
 

@@ -61,6 +61,11 @@ def class_names(pipe: Any) -> list[str]:
     return [cls.__name__ for cls in type(pipe).__mro__]
 
 
+def has_safety_checker(pipe: Any) -> bool:
+    """Return whether a safety checker judges the pipeline's images; nothing may go past it."""
+    return getattr(pipe, "safety_checker", None) is not None
+
+
 def is_one_of(pipe: Any, names: tuple[str, ...]) -> bool:
     """Return whether a pipeline is of a class whose name begins with one of these."""
     return any(name.startswith(names) for name in class_names(pipe))

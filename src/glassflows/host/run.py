@@ -57,7 +57,7 @@ from .microbatch import (
 )
 from .outputs import as_arrays, channels_last
 from .patch import Method, apart, current, is_current, replaced
-from .refusals import UnsteerablePipeline, check_steerable
+from .refusals import UnsteerablePipeline, check_steerable, has_safety_checker
 
 _SIZES = ("height", "width", "num_frames")
 _CALLBACKS = {"callback_on_step_end", "callback"}
@@ -179,11 +179,11 @@ class PipelineRun:
         Raises:
             RuntimeError: if the pipeline is in another run, which goes on undisturbed.
         """
-        rows, kept = _RowsHook(self, hook), self._kept
+        rows = _RowsHook(self, hook)
         with _claimed(self), ExitStack() as stack:
             stack.enter_context(_scheduler_replaced(self.pipe, scheduler, rows))
             self._replace_methods(stack)
-            stack.enter_context(kept.watched(self.pipe, scheduler, self))
+            stack.enter_context(self._kept.watched(self.pipe, scheduler, self))
             of_pipe = "pil" if crops_to_mask(self._given) and output_type == "np" else output_type
             arguments = {**self._arguments, "output_type": of_pipe}
             for name in _CALLBACKS & arguments.keys():
@@ -204,22 +204,17 @@ class PipelineRun:
                 "it leaves its loop before the last of scheduler.timesteps, which look_ahead makes "
                 "longer: leave look_ahead out",
             )
-        checked = self.is_checked and output_type == "np"
+        checked = has_safety_checker(self.pipe) and output_type == "np"
         own = as_arrays(outputs[0])
         if not interrupted or rows.denoised is None or checked:  # nothing goes past a checker
             return Drawn(own, outputs, rows.latents, interrupted)
-        denoised = kept.put_back(self.pipe, rows.denoised)
+        denoised = self.with_kept_region(rows.denoised)
         samples = self._predicted(denoised, own, output_type, decode)
         return Drawn(samples, outputs, denoised, interrupted)
 
-    @property
-    def is_checked(self) -> bool:
-        """Whether a safety checker judges the pipeline's images."""
-        return getattr(self.pipe, "safety_checker", None) is not None
-
     def with_kept_region(self, latents: Tensor) -> Tensor:
         """Return clean latents of all particles with what inpainting keeps of an image put back."""
-        return self._kept.put_back_at_end(self.pipe, latents)
+        return self._kept.put_back(self.pipe, latents)
 
     @torch.no_grad()
     def as_output(self, latents: Tensor, own: Any, output_type: str, decode: Decode | None) -> Any:

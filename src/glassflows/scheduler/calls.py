@@ -6,7 +6,7 @@ A *timetable* is what one `set_timesteps` decides. A *call* of it has an index i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import or_
@@ -175,22 +175,29 @@ class Timetable:
         return excursions
 
     def _insert_excursions(self) -> None:
-        """Put the calls of excursions after the first call of their transitions."""
-        levels, order, first = list(self._levels), [], 0
-        for k, block in enumerate(self._blocks):
-            order.append(first)
-            if k in self._excursions:
-                ahead, number = self._excursions[k]
-                own = range(len(levels), len(levels) + len(ahead.steps) - 1)
-                levels += [step.level for step in ahead.steps[1:]]
-                order += [*own] * number
-            order += range(first + 1, first + len(block.steps))
-            first += len(block.steps)
-        extra, end = levels[first:], self.sigmas[-1:]
-        timesteps = torch.cat([self.timesteps, self._timesteps_at(extra).to(self.timesteps.device)])
-        sigmas = torch.cat([self.sigmas[:-1], self._native.sigmas(extra).to(end)])
-        self.timesteps, self.sigmas = timesteps[order], torch.cat([sigmas[order], end])
-        self._levels = [levels[i] for i in order]
+        """Tell the calls of excursions, too, where they are made."""
+        route = list(self._route(self._blocks, 0))
+        self._levels = [block.steps[i].level for block, i, _, _ in route]
+        away = torch.tensor([number is not None for _, _, _, number in route])
+        extra = [level for level, one in zip(self._levels, away.tolist(), strict=True) if one]
+        self.timesteps = _merged(self.timesteps, self._timesteps_at(extra), away)
+        sigmas = _merged(self.sigmas[:-1], self._native.sigmas(extra), away)
+        self.sigmas = torch.cat([sigmas, self.sigmas[-1:]])
+
+    def _route(
+        self, blocks: Sequence[Block], begin: int
+    ) -> Iterator[tuple[Block, int, Boundary | None, int | None]]:
+        """Yield the calls of a run of these transitions in their order.
+
+        Each is a block, the call's number in it, the boundary it is made at, and the number of the
+        excursion it belongs to.
+        """
+        for at, block in zip(self._boundaries(blocks, begin), blocks, strict=True):
+            yield block, 0, at, None
+            ahead, number = self._excursions.get(at.index, (block, 0))
+            for one in range(number):
+                yield from ((ahead, i, None, one) for i in range(1, len(ahead.steps)))
+            yield from ((block, i, None, None) for i in range(1, len(block.steps)))
 
     def _timesteps_at(self, levels: list[NoiseLevel]) -> Tensor:
         """Return what the network is told at levels; at those of the grid it is the native."""
@@ -266,27 +273,16 @@ class Timetable:
                 f"begins at {begin}: pass strength=1, or leave look_ahead out"
             )
         blocks = self._blocks_from(begin)
-        boundaries, drawn = self._boundaries(blocks, begin), self._drawn(blocks, begin)
+        drawn = self._drawn(blocks, begin)
         calls: list[Call] = []
-
-        def add(
-            block: Block, i: int, at: Boundary | None = None, number: int | None = None
-        ) -> None:
-            index, level = begin + len(calls), block.steps[i].level
-            told = NetworkCall(index, len(self._told), level, at, number)
-            draws, ahead = at is not None and drawn[at.index], None
-            if at is not None:
-                ahead = self._excursions.get(at.index)
-            calls.append(Call(block, i, draws, told, ahead))
-
-        for at, block in zip(boundaries, blocks, strict=True):
-            add(block, 0, at)
-            ahead, number = self._excursions.get(at.index, (block, 0))
-            for one in range(number):
-                for i in range(1, len(ahead.steps)):
-                    add(ahead, i, number=one)
-            for i in range(1, len(block.steps)):
-                add(block, i)
+        for block, i, at, number in self._route(blocks, begin):
+            told = NetworkCall(
+                begin + len(calls), len(self._told), block.steps[i].level, at, number
+            )
+            if at is None:
+                calls.append(Call(block, i, False, told))
+            else:
+                calls.append(Call(block, i, drawn[at.index], told, self._excursions.get(at.index)))
         return [calls[0]] * begin + calls
 
     def _boundaries(self, blocks: Sequence[Block], begin: int) -> list[Boundary]:
@@ -324,6 +320,13 @@ class Timetable:
             return self._transitions.over(self._grid.levels[begin:], self._native)
         solver, draw_first = self._transitions.solver, self._transitions.draw_first
         return cut(self._blocks, begin, solver, draw_first)
+
+
+def _merged(chain: Tensor, others: Tensor, where: Tensor) -> Tensor:
+    """Return the entries of a chain and, where a mask says so, others, each in their order."""
+    merged = chain.new_empty(len(where), dtype=torch.promote_types(chain.dtype, others.dtype))
+    merged[~where], merged[where] = chain.to(merged), others.to(merged)
+    return merged
 
 
 def _ends_in_prediction(block: Block) -> bool:

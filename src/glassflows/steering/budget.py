@@ -4,13 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ..flow.noise import RectifiedFlow
 from ..host.ledger import Ledger
+from ..scheduler.hooks import Boundary, LookAhead
+from .strategy import Strategy
 from .widths import new_width
 
 TRANSITIONS = 5
 """As the paper has for 50 calls, and the scenes for 20; fewer where each would have one call."""
+
+
+def num_transitions(strategy: Any, given: int | None, num_inference_steps: int) -> int:
+    """Return the transitions that a steerer or its strategy names, else as many as suit.
+
+    Args:
+        strategy: The strategy: its calibration, or its list of scales, names them.
+        given: What the steerer names; None for nothing.
+        num_inference_steps: Calls of the chain of each particle.
+    """
+    scale = getattr(strategy, "reward_scale", None)
+    calibration = getattr(strategy, "calibration", None)
+    if given is not None:
+        number = given
+    elif calibration is not None:
+        number = calibration.num_transitions
+    elif isinstance(scale, tuple):
+        number = len(scale)
+    else:
+        number = min(TRANSITIONS, num_inference_steps // 2)
+    return max(1, min(number, num_inference_steps))
+
+
+def calls_away(strategy: Strategy[Any], ahead: LookAhead | None, transitions: int) -> list[int]:
+    """Return the calls of the excursions from the boundary of each transition of a run."""
+    if ahead is None:
+        return [0] * transitions
+    path, each = RectifiedFlow(), ahead.calls * ahead.samples
+    boundaries = [Boundary(k, transitions, path.level(k / transitions)) for k in range(transitions)]
+    return [each if at.index and strategy.due(at) else 0 for at in boundaries]
 
 
 class Budget(NamedTuple):

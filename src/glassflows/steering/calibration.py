@@ -16,6 +16,7 @@ from torch import Tensor
 from ..caller import warn
 from ..scheduler.hooks import Boundary
 from ..smc import filter as smc
+from .optional import needing_matplotlib
 from .strategy import Decision, Generators, Outcome, is_whole
 
 ENOUGH = 4
@@ -155,6 +156,21 @@ class Calibration:
                 "arguments of this call, or leave calibration out"
             )
 
+    def check_look_ahead(self, calls: int, samples: int) -> None:
+        """Raise ValueError unless a steerer scores what the calibration was made of.
+
+        Args:
+            calls: Calls of its excursions, 0 for none.
+            samples: Number of them.
+        """
+        wanted, got = _looks(self.look_ahead, self.look_ahead_samples), _looks(calls, samples)
+        if wanted != got:
+            raise ValueError(
+                f"calibration: expected look_ahead={wanted[0]} with {wanted[1]} sample(s), as it "
+                f"was made with, got {got[0]} with {got[1]}: calibrate again, or leave calibration "
+                "out"
+            )
+
     def __repr__(self) -> str:
         run = _run(self.num_transitions, self.num_calls)
         return f"Calibration({run}, {self.num_prompts} × {self.num_particles} particles)"
@@ -187,14 +203,8 @@ class Calibration:
         Raises:
             ImportError: if matplotlib is not installed.
         """
-        try:
+        with needing_matplotlib():
             from .plotting import calibration_curves
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] != "matplotlib":
-                raise
-            raise ImportError(
-                'plot: expected matplotlib, which is not installed: pip install "glassflows[plot]"'
-            ) from error
         return calibration_curves(self)
 
     # ---- files -----------------------------------------------------------------------------------
@@ -390,6 +400,11 @@ def _drawn_again(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Tensor, Ten
 
 
 # ---- words ---------------------------------------------------------------------------------------
+
+
+def _looks(calls: int, samples: int) -> tuple[int, int]:
+    """Return calls and number of excursions; of none it does not matter how many are asked for."""
+    return calls, samples if calls else 1
 
 
 def check_transitions(number: int) -> None:

@@ -194,8 +194,6 @@ class FeynmanKac:
 
     def scale(self, state: FeynmanKacState, at: Boundary) -> Tensor:
         """Return λ_r as it counts at a boundary, shape (P, 1); 0 where "auto" has not chosen."""
-        if self.calibration is not None:
-            self.calibration.check_run(at)
         return self._scale(state.chosen, at.index, at.total)
 
     def reweigh(self, state: FeynmanKacState, log_ratio: Tensor) -> FeynmanKacState:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..caller import warn
 from ..scheduler.hooks import Boundary, LookAhead, TransitionHook
 from ..smc.resampling import systematic
+from ..smc.weights import log_mean
 from .proposals import Twist, log_ratio, per_row
 from .scorer import Scorer
 from .strategy import Decision, Outcome, Strategy, is_whole, worth
@@ -247,6 +248,32 @@ class Population(TransitionHook):
             )
         return self.strategy.finish(self._state, rewards, self._total)
 
+    def history(self) -> dict[str, Any]:
+        """Return the fields of a result that tell of the scorings on the way."""
+        none = torch.empty(0, *self.shape, dtype=torch.float64, device="cpu")
+        decisions = [one.decision for one in self.scorings]
+        scored = [self._padded(one.rewards, math.nan) for one in self.scorings]
+        ancestors = [self._padded(one.ancestors[:, : one.alive], -1) for one in decisions]
+        previews = [
+            self._padded(one.preview.unflatten(0, one.rewards.shape), 0).flatten(0, 1)
+            for one in self.scorings
+            if one.preview is not None
+        ]
+        return {
+            "transitions": tuple(one.transition for one in self.scorings),
+            "scored": _stacked(scored, none),
+            "ancestors": _stacked(ancestors, none.long()),
+            "resampled": _stacked([one.resampled for one in decisions], none[..., 0].bool()),
+            "ess": _stacked([one.ess.double() for one in decisions], none[..., 0]),
+            "previews": torch.stack(previews) if previews else None,
+        }
+
+    def _padded(self, values: Tensor, value: float) -> Tensor:
+        """Return values of living particles, shape (P, W, …), with another one of K − W at rest."""
+        groups, living, *event = values.shape
+        resting = values.new_full((groups, self.shape[1] - living, *event), value)
+        return torch.cat([values, resting], 1)
+
     def order(self, select: Select, rewards: Tensor, outcome: Outcome, number: int) -> Tensor:
         """Return the slots of the samples that are returned of each group, shape (P, number).
 
@@ -268,6 +295,10 @@ class Population(TransitionHook):
         return torch.cat([drawn_slots(group, generator, number) for group, generator in groups])
 
 
+def _stacked(tensors: list[Tensor], empty: Tensor) -> Tensor:
+    return torch.stack(tensors) if tensors else empty
+
+
 def log_mean_exp(ends: Tensor, scale: Tensor) -> Tensor:
     """Return V̂/λ = log (1/S Σ_s exp(λ r(z_s))) / λ, the reward that stands for S draws of z.
 
@@ -277,7 +308,7 @@ def log_mean_exp(ends: Tensor, scale: Tensor) -> Tensor:
         ends: Rewards of the draws, shape (S, P, K), float64.
         scale: λ of each group, shape (P, 1).
     """
-    value = torch.logsumexp(scale * ends, 0) - math.log(len(ends))
+    value = log_mean((scale * ends).movedim(0, -1))
     return torch.where(scale == 0, ends.mean(0), value / torch.where(scale == 0, 1.0, scale))
 
 

@@ -20,6 +20,7 @@ from ..host.ledger import Ledger
 from . import record
 from .display import Film, as_html, summary
 from .diversity import num_lineages
+from .optional import needing_matplotlib
 from .strategy import worth
 
 
@@ -154,14 +155,8 @@ class SteeringResult:
         Raises:
             ImportError: if matplotlib is not installed.
         """
-        try:
+        with needing_matplotlib():
             from .plotting import genealogy
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] != "matplotlib":
-                raise
-            raise ImportError(
-                'plot: expected matplotlib, which is not installed: pip install "glassflows[plot]"'
-            ) from error
         return genealogy(self, prompt)
 
     def save(self, folder: str | Path) -> Path:

@@ -14,19 +14,18 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ..caller import warn
-from ..flow.noise import RectifiedFlow
 from ..host.batch import COUNTS
 from ..host.decode import Decode
 from ..host.ledger import Ledger
 from ..host.microbatch import BATCH_SIZE_OPTIONS, MicroBatches
 from ..host.outputs import OUTPUT_TYPES, channels_first, rows_of_others, rows_of_output
-from ..host.refusals import check_counts_no_steps, check_steerable
+from ..host.refusals import check_counts_no_steps, check_steerable, has_safety_checker
 from ..host.run import Drawn, PipelineRun
 from ..scheduler.flow_match import GLASSFlowMatchScheduler
 from ..scheduler.glass import GLASSScheduler
-from ..scheduler.hooks import Boundary, LookAhead
+from ..scheduler.hooks import LookAhead
 from .arguments import check_generator, check_not_options, check_prompt
-from .budget import TRANSITIONS, affordable_calls, proposals
+from .budget import affordable_calls, calls_away, num_transitions, proposals
 from .calibration import (
     Calibration,
     Unmoved,
@@ -37,7 +36,7 @@ from .calibration import (
 )
 from .diversity import mean_distance
 from .feynman_kac import FeynmanKac, check_calibrates
-from .population import Population, Scoring, Select
+from .population import Population, Select
 from .proposals import Twist
 from .record import recipe
 from .result import SteeringResult
@@ -153,7 +152,9 @@ class Steerer:
             )
         self._twist()
         self._ahead()
-        self._check_looks_as_calibrated()
+        calibration = getattr(self.strategy, "calibration", None)
+        if calibration is not None:
+            calibration.check_look_ahead(self.look_ahead, self.look_ahead_samples)
         if not isinstance(self.batches, MicroBatches):
             raise ValueError(
                 f"batches: expected MicroBatches(network=…, decode=…, reward=…), got "
@@ -240,8 +241,7 @@ class Steerer:
         with ledger.timing("total"):
             # as floats, so that the reward sees no rounding
             output_type = "latent" if wanted.output_type == "latent" else "np"
-            own: Any = self.decode if callable(self.decode) else None
-            drawn = run(scheduler, population, output_type, own)
+            drawn = run(scheduler, population, output_type, self._own_decoder())
             result = self._result(run, drawn, population, wanted, written)
         return (result.images, result) if as_tuple else result  # type: ignore[return-value]
 
@@ -345,10 +345,11 @@ class Steerer:
         else:
             check_whole("network_calls", network_calls)
             given, calls = f"network_calls={network_calls}", int(network_calls or 0)
-        transitions = self._transitions_of_a_budget(num_inference_steps)
-        budgets = proposals(
-            calls // num_prompts, num_inference_steps, self._widths(), self._away(transitions)
-        )
+        transitions = num_transitions(self.strategy, self.num_transitions, num_inference_steps)
+        widths = self._widths()
+        check_enough(widths, transitions)
+        away = calls_away(self.strategy, self._ahead(), transitions)
+        budgets = proposals(calls // num_prompts, num_inference_steps, widths, away)
         for budget in budgets:  # from the largest on
             new = copy(self)
             new.num_particles, new.num_transitions = budget.num_particles, transitions
@@ -364,47 +365,6 @@ class Steerer:
             f"{num_inference_steps} steps with {self.strategy!r}, got {given}, which pays for "
             f"{calls} network calls: raise the budget, or take fewer steps"
         )
-
-    def _transitions_of_a_budget(self, num_inference_steps: int) -> int:
-        """Return the transitions that the steerer or its strategy names, else as many as suit."""
-        scale = getattr(self.strategy, "reward_scale", None)
-        calibration = getattr(self.strategy, "calibration", None)
-        if self.num_transitions is not None:
-            number = self.num_transitions
-        elif calibration is not None:
-            number = calibration.num_transitions
-        elif isinstance(scale, tuple):
-            number = len(scale)
-        else:
-            number = min(TRANSITIONS, num_inference_steps // 2)
-        number = max(1, min(number, num_inference_steps))
-        check_enough(self._widths(), number)
-        return number
-
-    def _away(self, transitions: int) -> list[int]:
-        """Return the calls of the excursions from each boundary of a run."""
-        ahead = self._ahead()
-        if ahead is None:
-            return [0] * transitions
-        path, each = RectifiedFlow(), ahead.calls * ahead.samples
-        boundaries = [
-            Boundary(k, transitions, path.level(k / transitions)) for k in range(transitions)
-        ]
-        return [each if at.index and self.strategy.due(at) else 0 for at in boundaries]
-
-    def _check_looks_as_calibrated(self) -> None:
-        """Check that what is scored is what the strategy was calibrated on."""
-        calibration = getattr(self.strategy, "calibration", None)
-        if calibration is None:
-            return
-        own = self.look_ahead, self.look_ahead_samples if self.look_ahead else 1
-        samples = calibration.look_ahead_samples if calibration.look_ahead else 1
-        if own != (calibration.look_ahead, samples):
-            raise ValueError(
-                f"calibration: expected look_ahead={calibration.look_ahead} with "
-                f"{samples} sample(s), as it was made with, got {own[0]} with {own[1]}: "
-                "calibrate again, or leave calibration out"
-            )
 
     def _target_scale(self) -> float | None:
         """Return λ_r of the strategy, if it is a number."""
@@ -428,6 +388,10 @@ class Steerer:
         """Check that no argument of a call is an option of the steerer."""
         options = {*inspect.signature(type(self).__init__).parameters, *self._options()}
         check_not_options(given, options, self)
+
+    def _own_decoder(self) -> Decode | None:
+        """Return the user's function from latents to images; None for the pipeline's."""
+        return None if isinstance(self.decode, str) else self.decode
 
     def _twist(self) -> Twist | None:
         """Return how particles are twisted; None for not at all."""
@@ -475,7 +439,7 @@ class Steerer:
                 f'select="best_seen": expected num_images_per_prompt of 1, got {number}: leave it '
                 "out"
             )
-        if getattr(self.pipe, "safety_checker", None) is not None:
+        if has_safety_checker(self.pipe):
             raise ValueError(
                 'select="best_seen": expected a pipeline without a safety checker, past which no '
                 f'image goes, got {type(self.pipe).__name__} with one: take select="best"'
@@ -554,7 +518,7 @@ class Steerer:
             interrupted=drawn.interrupted,
             ledger=scorer.ledger,
             recipe=written,
-            **_history(population.scorings, rewards, self.num_particles),
+            **population.history(),
         )
 
     def _with_best_seen(
@@ -566,10 +530,9 @@ class Steerer:
             latents: Clean latents that take the place of rows, shape (n, *event).
             rows: Shape (n,).
         """
-        output, own = deepcopy(drawn.samples), self.decode if callable(self.decode) else None
+        output = deepcopy(drawn.samples)
         output_type = "latent" if isinstance(output, torch.Tensor) else "np"
-        decode: Any = own
-        seen = run.as_output(latents, output, output_type, decode)
+        seen = run.as_output(latents, output, output_type, self._own_decoder())
         if seen is output:
             raise ValueError(
                 f'select="best_seen": do not know how {type(self.pipe).__name__} turns latents '
@@ -597,43 +560,6 @@ class Steerer:
         if living is not None:
             samples = rows_of_output(samples, living, "np")
         return channels_first(samples).to(device)
-
-
-def _history(scorings: Sequence[Scoring], rewards: torch.Tensor, particles: int) -> dict[str, Any]:
-    """Return the fields of a result that tell of the scorings on the way.
-
-    Args:
-        scorings: What happened at each.
-        rewards: Final rewards, shape (P, W).
-        particles: K.
-    """
-    decisions = [one.decision for one in scorings]
-    previews = [
-        _padded(one.preview.unflatten(0, one.rewards.shape), particles, 0).flatten(0, 1)
-        for one in scorings
-        if one.preview is not None
-    ]
-    none = rewards[None][:0]
-    scored = [_padded(one.rewards, particles, math.nan) for one in scorings]
-    ancestors = [_padded(one.ancestors[:, : one.alive], particles, -1) for one in decisions]
-    return {
-        "transitions": tuple(one.transition for one in scorings),
-        "scored": _stacked(scored, none),
-        "ancestors": _stacked(ancestors, none.long()),
-        "resampled": _stacked([one.resampled for one in decisions], none[..., 0].bool()),
-        "ess": _stacked([one.ess.double() for one in decisions], none[..., 0]),
-        "previews": torch.stack(previews) if previews else None,
-    }
-
-
-def _padded(values: torch.Tensor, particles: int, value: float) -> torch.Tensor:
-    """Return values of living particles, shape (P, W, …), with another one of K − W at rest."""
-    groups, living, *event = values.shape
-    return torch.cat([values, values.new_full((groups, particles - living, *event), value)], 1)
-
-
-def _stacked(tensors: list[torch.Tensor], empty: torch.Tensor) -> torch.Tensor:
-    return torch.stack(tensors) if tensors else empty
 
 
 def _scaled_as(strategy: Strategy[Any], reward: Any) -> Strategy[Any]:
