@@ -100,6 +100,7 @@ def test_log_mean_exp():
 MAKES = [tiny.flux, tiny.sd, tiny.flux_inpaint, tiny.sd_inpaint]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MAKES)
 def test_the_chain_is_as_without(make):
     """Bit for bit: excursions draw noise of their own and come back to the state they left."""
@@ -222,6 +223,7 @@ def test_windows_spare_excursions(flux):
     assert out.ledger.network_calls == 4 * (6 + 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_type", ["np", "pt", "pil", "latent"])
 @pytest.mark.parametrize("make", [tiny.flux, tiny.sd])
 def test_best_seen(make, output_type):

@@ -86,6 +86,7 @@ def shown(value):
     return value if isinstance(value, str) else ",".join(f"{k}={v}" for k, v in value.items() if k not in SD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "config", "given"), MATRIX, ids=shown)
 def test_grid_is_the_native_one(name, config, given):
     native = scheduler_of(name, config | {"skip_prk_steps": True} if name == "PNDM" else config)

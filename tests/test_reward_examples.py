@@ -61,6 +61,7 @@ def url():
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_service_steers(url):
     """Although it fails at first."""
     Service.failures = 2

@@ -365,6 +365,7 @@ def test_those_that_rest_change_nothing_in_the_zoo(label, monkeypatch):
         compare_all(in_double_precision(case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny.flux, tiny.sd])
 @pytest.mark.parametrize("how", ["FeynmanKac", "Halving"])
 def test_two_prompts_in_micro_batches(make, how, monkeypatch):
@@ -396,6 +397,7 @@ def test_guidance_that_rescales_divides_by_no_zero(sd):
     assert all(latents.isfinite().all() and len(latents) == 8 for latents in seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
 @pytest.mark.parametrize("select", ["all", "best", "sample"])
 def test_every_form(flux, output_type, select):
