@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test quick zoo lint scenes benchmark transitions pipelines clean
+.PHONY: demo test quick zoo lint scenes benchmark transitions pipelines gpu clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -40,6 +40,10 @@ transitions: $(READY)
 # What works in which of diffusers' pipeline classes: the table of docs/pipelines.md.
 pipelines: $(READY)
 	cd tests && ../$(BIN)/python -m zoo.survey
+
+# What steps, steering and twists cost at the sizes of public models: at most 8 minutes on one GPU (docs/gpu.md).
+gpu: $(READY)
+	@$(BIN)/python examples/benchmarks/gpu.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -236,6 +236,7 @@ def test_no_device_to_host_copy():
     assert x.device.type == "meta"
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_no_synchronisation_after_the_first_step_on_a_gpu():
     scheduler = GLASSScheduler(num_transitions=3)
