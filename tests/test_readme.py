@@ -20,7 +20,7 @@ IN_PLACE_OF = {  # what stands in the README: what runs here
     "AestheticScore()": "AestheticScore(AESTHETIC)",
     "height=768": "height=32",
     '"height": 768, "width": 1360': '"height": 32, "width": 32',
-    "width=1360": "width=32, max_sequence_length=12",
+    "width=1360": "width=32, max_sequence_length=18",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 HERE = Path(__file__).parent
 PIPELINE = HERE / "pipeline"
 CLIP = HERE / "clip"
-CALL: dict[str, Any] = {"height": 32, "width": 32, "max_sequence_length": 12}
+CALL: dict[str, Any] = {"height": 32, "width": 32, "max_sequence_length": 18}
 
 
 def load_pipeline():
@@ -20,6 +20,16 @@ def load_pipeline():
     pipe = DiffusionPipeline.from_pretrained(PIPELINE)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def decoded(pipe, latents):
+    """Return the images (N, 3, 32, 32) in [0, 1] of packed latents (N, 16, 16)."""
+    import torch
+
+    latents = pipe._unpack_latents(latents, CALL["height"], CALL["width"], pipe.vae_scale_factor)
+    with torch.no_grad():
+        images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor).sample
+    return (images / 2 + 0.5).clamp(0, 1)
 
 
 def load_reward():
