@@ -2,7 +2,7 @@
 
 Rows are single departures from the default; columns the network calls per transition. Median over samples of the root
 mean square error per dimension, over dimensions of unit data; K = 6 transitions on the mixture, 5 on the scenes model;
-plain and with classifier-free guidance. About 12 minutes on 2 cores; `--scenes 0` does the mixture alone in seconds.
+plain and with classifier-free guidance. About 12 minutes on one core; `--scenes 0` does the mixture alone in seconds.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SASolverScheduler
 from problems import PROBLEMS, ROOT, Mixture, Scenes, energy_distance
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from glassflows import sample
 from glassflows.flow.sample import Denoiser
 
 TRANSITIONS = 5
-CALLS = (10, 20, 40)
+CALLS = (6, 10, 20, 40)
 Method = Callable[[Denoiser, Tensor, list[float], torch.Generator], Tensor]
 
 
@@ -74,6 +74,30 @@ def stochastic_flow_matching(denoiser: Denoiser, x: Tensor, times: list[float], 
     return x
 
 
+def multistep(make: Callable[[], Any], last: float = 0.0) -> Method:
+    """A multistep scheduler of diffusers for flows, at the noise levels of the problem.
+
+    The first level is 0.999, which is diffusers' own: at 1 the logarithm of the signal-to-noise ratio is infinite.
+
+    Args:
+        make: Makes the scheduler.
+        last: The level after the last call.
+    """
+
+    def draw(denoiser: Denoiser, x: Tensor, times: list[float], generator: torch.Generator) -> Tensor:
+        scheduler, levels = make(), [0.999, *(1 - t for t in times[1:-1]), last]
+        scheduler.set_timesteps(len(times) - 1)
+        scheduler.set_begin_index(0)
+        scheduler.sigmas = torch.tensor(levels)
+        for sigma in levels[:-1]:
+            velocity = (x - denoiser(x, 1 - sigma)) / sigma
+            x = scheduler.step(velocity, 1000 * sigma, x, generator=generator).prev_sample
+        return x
+
+    return draw
+
+
+FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 METHODS: dict[str, Method] = {
     "ODE, Euler": chain(1, solver_order=1),
     "ODE, ours": chain(1),
@@ -82,6 +106,11 @@ METHODS: dict[str, Method] = {
     "DDPM ancestral": chain(None),
     "SDE, Euler-Maruyama": euler_maruyama,
     "stochastic flow matching (diffusers)": stochastic_flow_matching,
+    "ODE, DPM-Solver++ 2M (diffusers)": multistep(lambda: DPMSolverMultistepScheduler(**FLOW)),
+    "SDE, DPM-Solver++ 2M (diffusers)": multistep(
+        lambda: DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **FLOW)
+    ),
+    "SA-Solver (diffusers)": multistep(lambda: SASolverScheduler(**FLOW), last=0.001),  # which has no step to 0
 }
 
 
@@ -135,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--number", type=int, default=4000, help="samples of the mixtures")
-    parser.add_argument("--scenes", type=int, default=128, help="samples of the scenes model; 0 leaves it out")
+    parser.add_argument("--scenes", type=int, default=64, help="samples of the scenes model; 0 leaves it out")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "transitions.png")
     args = parser.parse_args()
 
