@@ -1,6 +1,6 @@
-"""What each option of steering is worth on the scenes, at equal network calls: the table of docs/steering.md.
+"""What each option of steering is worth on the scenes, at equal network calls.
 
-Prompts are the choosing half: held-out ones that README's table does not report on. Differences are paired by prompt
+Prompts are the choosing half of steering.py's, on which nothing is reported. Differences are paired by prompt
 and seed to the best of 8 two-step ODE samples, with their standard errors. About 15 minutes on 2 cores.
 """
 
@@ -17,19 +17,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from steering import prompts_of
+
 from glassflows import BeamSearch, BestOfN, FeynmanKac, Halving, Steerer, SteeringResult
 from scenes import CALL, load_pipeline, load_reward
-from scenes.grammar import held_out_prompts, training_scene
+from scenes.grammar import training_scene
 from scenes.verifier import verdicts
 
 CALLS, PARTICLES = 20, 8
 LATE = FeynmanKac(reward_scale=2.0)
-
-
-def choosing_prompts(number: int) -> list[str]:
-    """Return held-out prompts that are not among the 64 that are reported on."""
-    reported = set(held_out_prompts(64))
-    return [prompt for prompt in held_out_prompts(112) if prompt not in reported][:number]
 
 
 def calibrated(pipe: Any, reward: Any, strategy: FeynmanKac, **options: Any) -> FeynmanKac:
@@ -101,7 +97,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", default="", help="methods whose name holds this; the first is always run")
     args = parser.parse_args()
-    pipe, reward, prompts = load_pipeline(), load_reward(), choosing_prompts(args.prompts)
+    pipe, reward, prompts = load_pipeline(), load_reward(), prompts_of("choose")[: args.prompts]
     print(f"{len(prompts)} prompts, {args.seeds} seeds\n")
     print(
         "| | network calls | reward calls | reward of the best | Δ | right, % | all right, % | lineages | diversity |"

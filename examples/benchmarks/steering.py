@@ -1,62 +1,420 @@
-"""Steering by the learned reward on 64 held-out prompts of the scenes: `make benchmark`, the table in README.md.
+"""Steering against best-of-N on hard held-out prompts of the scenes, at equal network calls: `make benchmark`.
 
-Every method draws from the same seeds and spends the same network calls per particle. A seed gives one mean over the
-prompts; the table shows mean ± standard deviation over seeds, and differences to the best ODE sample paired by seed.
+The protocol has two parts. Each appends what it draws to a file of JSON lines and skips what is there, so that it can
+be interrupted.
+
+    python steering.py choose   every method chooses how to spend each budget, on the choosing half of the prompts
+    python steering.py report   every method draws with what it has chosen, on the reporting half: docs/evidence.md
+
+Choosing is by the reward of the best image, one setting after another, and is the same for all. Differences are paired
+by prompt and seed; standard errors are over prompts. The verdict "right" is the rule-based verifier's, which no method
+sees. `--reward rules` steers by every second criterion of the verifier and is judged by the others. The transformer
+computes in bfloat16, as public models do; samplers, decoder and rewards in float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, wraps
+from itertools import product
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from scenes import CALL, load_pipeline, load_reward
-from scenes.grammar import held_out_prompts
-from scenes.methods import methods
-from scenes.verifier import RuleReward, verdicts
+from native import dpm_solver, euler_maruyama, native_steered
+from problems import energy_distance
+
+from glassflows import BeamSearch, Halving
+from scenes import load_pipeline, load_reward
+from scenes.draw import draw
+from scenes.grammar import hard_prompts, parse
+from scenes.methods import Method, Population, Spending, ancestral, calibrated, feynman_kac, ours, plain, steered
+from scenes.verifier import RuleReward, other_verdicts, verdicts
+
+FOLDER = Path("out/steering")
+CHOSEN = Path(__file__).with_name("steering.json")
+BUDGETS = (96, 160, 320)
+MIDDLE = 160  # the budget for which every setting is chosen; for the others the steps are chosen anew
+ONE = "one image, native ODE"
+BASELINE = "best of N, native ODE"
+POOL = 128  # plain samples of each prompt, from which best-of-N is computed for every N
+POOL_SEED = 1000
+LABELS = (("reward", "same reward"), ("right", "same right, %"))
+CHOOSING, REPORTING = 32, 96  # prompts
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method and what it may choose.
+
+    Args:
+        method: Draws.
+        choices: Values of each field of `Spending` to choose from, in the order in which they are chosen.
+    """
+
+    method: Method
+    choices: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+STEPS = {"steps": (8, 12, 20)}
+CHAINS = STEPS | {"transitions": (3, 5, 8)}
+FEW = {"transitions": (4,)} | STEPS  # of two calls or more: with one call GLASS is DDPM's ancestral sampling
+SCALES = {"scale": (1.0, 3.0, 10.0)}
+PUBLISHED = {"solver_order": 1, "inner_grid": "condot"}
+PLAIN = {"steps": (6, 8, 12, 20)}
+
+
+ROWS: dict[str, Row] = {
+    ONE: Row(plain()),
+    BASELINE: Row(plain(), PLAIN),
+    "best of N, two-step ODE": Row(plain(ours), PLAIN),
+    "best of N, DPM-Solver++ 2M": Row(plain(dpm_solver("dpmsolver++")), PLAIN),
+    "FK, DDPM ancestral, scored alike": Row(ancestral(alike=True), CHAINS | SCALES),
+    "FK, DDPM ancestral, scored at every call": Row(ancestral(alike=False), STEPS | SCALES),
+    "FK, Euler-Maruyama": Row(native_steered(euler_maruyama), CHAINS | SCALES),
+    "FK, DPM-Solver++ 2M SDE": Row(native_steered(dpm_solver("sde-dpmsolver++")), CHAINS | SCALES),
+    "FK, GLASS as published": Row(steered(feynman_kac(start=0.0), PUBLISHED), CHAINS | SCALES),
+    "FK, GLASS": Row(steered(feynman_kac()), CHAINS | SCALES),
+    "FK, GLASS, calibrated": Row(calibrated(), CHAINS | SCALES),
+    "FK, GLASS, twisted": Row(steered(feynman_kac()), CHAINS | SCALES | {"twist": (0.5, 1.0)}),
+    "FK, GLASS, 4 transitions": Row(steered(feynman_kac()), FEW | SCALES),
+    "FK, GLASS, look-ahead": Row(steered(feynman_kac(), look_ahead=1), CHAINS | SCALES),
+    "halving, GLASS": Row(steered(lambda scale: Halving((4, 2, 1))), CHAINS),
+    "beam search, GLASS": Row(steered(lambda scale: BeamSearch(2)), CHAINS),
+}
+
+
+# ---- what is drawn ---------------------------------------------------------------------------------------------------
+
+
+def prompts_of(half: str) -> list[str]:
+    """Return the prompts of a half, "choose" or "report"."""
+    both = hard_prompts(REPORTING + CHOOSING)
+    return both[:REPORTING] if half == "report" else both[REPORTING:]
+
+
+def compute_in_bfloat16(module: torch.nn.Module) -> None:
+    """Let a module of float32 weights compute in bfloat16; what it takes and returns stays float32."""
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # of RMSNorm under autocast
+    forward = torch.autocast("cpu", torch.bfloat16)(module.forward)
+
+    @wraps(module.forward)
+    def rounded(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(part.float() for part in forward(*args, **kwargs))
+
+    module.forward = rounded
+
+
+class Bench:
+    """The model, its reward and judge, and the file of what has been drawn.
+
+    Args:
+        reward: "clip", or "rules" for every second criterion of the verifier.
+        folder: Where the JSON lines are.
+    """
+
+    def __init__(self, reward: str, folder: Path = FOLDER) -> None:
+        self.pipe = load_pipeline()
+        compute_in_bfloat16(self.pipe.transformer)
+        self.reward, self.judge = (load_reward(), verdicts) if reward == "clip" else (RuleReward(), other_verdicts)
+        self.rows = {name: row for name, row in ROWS.items() if reward == "clip" or "twist" not in row.choices}
+        self.path, self.drawn = folder / f"{reward}.jsonl", {}
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            self._remember(json.loads(line))
+
+    def values(self, half: str, name: str, spending: Spending, seed: int) -> dict[str, np.ndarray]:
+        """Return what a method reaches on each prompt of a half, by measure; drawn unless it has been before."""
+        key = (half, name, tuple(asdict(spending).values()), seed)
+        if key not in self.drawn:
+            prompts = prompts_of(half)
+            population = ROWS[name].method(self.pipe, self.reward, prompts, spending, seed)
+            measures = self.measures(population, prompts)
+            rounded = {measure: np.round(value, 4).tolist() for measure, value in measures.items()}
+            self._keep({"half": half, "name": name, "spending": asdict(spending), "seed": seed, "values": rounded})
+        return self.drawn[key]
+
+    def plain_pool(self, spending: Spending) -> tuple[np.ndarray, np.ndarray]:
+        """Return rewards and verdicts (percent) of all native samples of the reporting half, shape (P, K)."""
+        key = ("pool", BASELINE, tuple(asdict(spending).values()), POOL_SEED)
+        if key not in self.drawn:
+            prompts = prompts_of("report")
+            population = ROWS[BASELINE].method(self.pipe, self.reward, prompts, spending, POOL_SEED)
+            flat = population.images.reshape(-1, *population.images.shape[2:])
+            right = 100.0 * self.judge(flat, [prompt for prompt in prompts for _ in range(spending.particles)])
+            values = {"rewards": np.round(population.rewards, 4).tolist()}
+            values["right"] = right.reshape(population.rewards.shape).tolist()
+            self._keep(
+                {"half": "pool", "name": BASELINE, "spending": asdict(spending), "seed": POOL_SEED, "values": values}
+            )
+        return self.drawn[key]["rewards"], self.drawn[key]["right"]
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab", buffering=0) as file:  # one write, so that several processes may share the file
+            file.write(json.dumps(line).encode() + b"\n")
+        self._remember(line)
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        key = (line["half"], line["name"], tuple(line["spending"].values()), line["seed"])
+        self.drawn[key] = {measure: np.asarray(value, float) for measure, value in line["values"].items()}
+
+    def measures(self, population: Population, prompts: list[str]) -> dict[str, np.ndarray]:
+        """Return each measure of a population, shape (P,)."""
+        number, each = population.images.shape[:2]
+        flat = population.images.reshape(-1, *population.images.shape[2:])
+        right = 100.0 * self.judge(flat, [prompt for prompt in prompts for _ in range(each)]).reshape(number, each)
+        return {
+            "reward": population.rewards[:, 0],
+            "right": right[:, 0],
+            "all right": right.mean(1),
+            "distance": self.distances(population.images, prompts),
+            "lineages": population.lineages,
+            "diversity": population.diversity,
+            "calls": np.full(number, population.calls),
+            "reward calls": np.full(number, population.reward_calls),
+            "seconds": np.full(number, population.seconds / number),
+        }
+
+    def distances(self, images: np.ndarray, prompts: list[str]) -> np.ndarray:
+        """Return the energy distance of each prompt's images (P, K, …) to real scenes, in the autoencoder's latents."""
+        if images.shape[1] == 1:
+            return np.full(len(prompts), np.nan)
+        drawn = self.encoded(images.reshape(-1, *images.shape[2:])).unflatten(0, images.shape[:2])
+        return np.array(
+            [energy_distance(mine, real) for mine, real in zip(drawn, self.real(tuple(prompts)), strict=True)]
+        )
+
+    @cache  # noqa: B019
+    def real(self, prompts: tuple[str, ...], number: int = 64) -> torch.Tensor:
+        rng = np.random.default_rng(0)
+        images = np.stack([draw(parse(prompt), rng) for prompt in prompts for _ in range(number)])
+        return self.encoded(images).unflatten(0, (len(prompts), number))
+
+    @torch.no_grad()
+    def encoded(self, images: np.ndarray) -> torch.Tensor:
+        parts = torch.from_numpy(images).split(256)
+        return torch.cat([self.pipe.vae.encode(2 * part - 1).latent_dist.mode().flatten(1) for part in parts])
+
+
+# ---- choosing --------------------------------------------------------------------------------------------------------
+
+
+def candidates(spending: Spending, setting: str, values: Sequence[Any]) -> Iterator[Spending]:
+    for value in values:
+        new = replace(spending, **{setting: value})
+        if new.particles >= 2 and new.transitions <= new.steps:
+            yield new
+
+
+def choose(bench: Bench, name: str, budget: int, before: Spending | None, seeds: int) -> Spending:
+    """Return how a method spends a budget: one setting after another, by the reward of the best.
+
+    Args:
+        before: What was chosen for another budget: only the steps are chosen anew then.
+    """
+    if name == ONE:
+        return Spending(20, 20)
+    spending = replace(before or Spending(budget, 12), calls=budget)
+    for setting, values in bench.rows[name].choices.items():
+        if before is None or setting == "steps":
+            means = {}
+            for new in candidates(spending, setting, values):
+                runs = [bench.values("choose", name, new, seed)["reward"].mean() for seed in range(seeds)]
+                means[new] = float(np.mean(runs))
+            spending = max(means, key=means.__getitem__)
+            tried = ", ".join(f"{getattr(new, setting)}: {mean:.2f}" for new, mean in means.items())
+            print(f"{budget} calls, {name}, {setting}: {tried}", flush=True)
+    return spending
+
+
+def load_chosen(reward: str) -> dict[int, dict[str, Spending]]:
+    everything = json.loads(CHOSEN.read_text()) if CHOSEN.exists() else {}
+    rows = everything.get(reward, {})
+    return {int(budget): {name: Spending(**one) for name, one in each.items()} for budget, each in rows.items()}
+
+
+def save_chosen(reward: str, budget: int, name: str, spending: Spending) -> None:
+    everything = json.loads(CHOSEN.read_text()) if CHOSEN.exists() else {}
+    everything.setdefault(reward, {}).setdefault(str(budget), {})[name] = asdict(spending)
+    CHOSEN.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+# ---- how many calls best-of-N needs ----------------------------------------------------------------------------------
+
+
+def best_of(number: int) -> np.ndarray:
+    """Return the probabilities that the best of n of `number` samples is that of each rank, shape (number, number).
+
+    Row n − 1 is for n: C(number − 1 − rank, n − 1) / C(number, n).
+    """
+    n, shares = np.arange(1, number + 1), np.zeros((number, number))
+    shares[:, 0] = n / number
+    for rank in range(number - 1):
+        shares[:, rank + 1] = shares[:, rank] * np.clip(number - rank - n, 0, None) / (number - 1 - rank)
+    return shares
+
+
+def pool(bench: Bench, spending: Spending) -> dict[str, np.ndarray]:
+    """Return what best-of-N reaches on each reporting prompt for every N up to POOL, by measure, shape (POOL, P)."""
+    rewards, right = bench.plain_pool(replace(spending, calls=POOL * spending.steps))
+    order = np.argsort(-rewards, axis=1, kind="stable")
+    shares = best_of(POOL)
+    return {
+        measure: shares @ np.take_along_axis(value, order, 1).T
+        for measure, value in (("reward", rewards), ("right", right))
+    }
+
+
+def needed(reached: np.ndarray, curves: dict[int, np.ndarray]) -> float:
+    """Return the fewest network calls at which best-of-N reaches a mean; infinity if no pool is large enough.
+
+    Args:
+        reached: What a method reaches on each prompt, shape (P,).
+        curves: What best-of-N reaches, shape (POOL, P), by its calls for each sample.
+    """
+    calls = [np.inf]
+    for steps, curve in curves.items():
+        means, target = np.maximum.accumulate(curve.mean(1)), reached.mean()
+        if means[-1] >= target:
+            calls.append(steps * float(np.interp(target, means, np.arange(1, POOL + 1))))
+    return min(calls)
+
+
+class Needed(NamedTuple):
+    """The network calls with which best-of-N reaches what a method does; infinity beyond the pool."""
+
+    calls: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        calls, low, high = (f"{one:.0f}" if np.isfinite(one) else "∞" for one in self)
+        return f"{calls} ({low} to {high})"
+
+
+def needed_interval(reached: np.ndarray, curves: dict[int, np.ndarray], draws: int = 500) -> Needed:
+    """Return the calls best-of-N needs with their 95 % interval, by bootstrap over prompts."""
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(draws):
+        rows = rng.integers(len(reached), size=len(reached))
+        values.append(needed(reached[rows], {steps: curve[:, rows] for steps, curve in curves.items()}))
+    low, high = np.quantile(values, [0.025, 0.975], method="nearest")
+    return Needed(needed(reached, curves), float(low), float(high))
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def table(
+    bench: Bench, budget: int, chosen: dict[str, Spending], curves: dict[str, dict[int, np.ndarray]], seeds: int
+) -> dict[str, dict[str, Needed]]:
+    """Print one table: what each method reaches with a budget; return the calls that best-of-N needs, by measure."""
+    runs, wanted = {}, {}
+    for name in bench.rows:
+        spending = chosen[name]
+        drawn = [bench.values("report", name, spending, seed) for seed in range(seeds)]
+        runs[name] = {measure: np.mean([run[measure] for run in drawn], 0) for measure in drawn[0]}
+    base = runs[BASELINE]
+    print(f"\n{len(prompts_of('report'))} prompts × {seeds} seeds, {budget} network calls for each prompt\n")
+    print(
+        "| | particles × calls, transitions | λ | calls | reward calls | s | reward of the best | Δ | right, % | Δ "
+        "| all right, % | distance | lineages | diversity | best-of-N needs, reward | right |"
+    )
+    print("|---" * 16 + "|")
+    for name, run in runs.items():
+        spending = chosen[name]
+        used = f"{run['calls'].mean() / spending.steps:.0f} × {spending.steps}"
+        if "transitions" in ROWS[name].choices:
+            used += f", {spending.transitions}"
+        if spending.twist:
+            used += f", twist {spending.twist}"
+        scale = f"{spending.scale * bench.reward.reward_scale:.1f}" if "scale" in ROWS[name].choices else ""
+        cells = [used, scale, f"{run['calls'].mean():.0f}", f"{run['reward calls'].mean():.0f}"]
+        cells += [f"{run['seconds'].mean():.2f}"]
+        for measure, digits in (("reward", 2), ("right", 1)):
+            difference = run[measure] - base[measure]
+            error = difference.std(ddof=1) / np.sqrt(len(difference))
+            cells += [f"{run[measure].mean():.{digits}f}", f"{difference.mean():+.{digits}f} ± {error:.{digits}f}"]
+        cells += [f"{run['all right'].mean():.1f}", f"{run['distance'].mean():.2f}"]
+        cells += [f"{run['lineages'].mean():.1f}", f"{run['diversity'].mean():.3f}"]
+        wanted[name] = {measure: needed_interval(run[measure], curves[measure]) for measure in curves}
+        cells += [str(one) for one in wanted[name].values()]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    return wanted
+
+
+def plot(wanted: dict[int, dict[str, dict[str, Needed]]], most: float, path: Path) -> None:
+    """Draw the calls that best-of-N needs: a panel for each budget, a row for each method, arrows beyond the pool."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [name for name in next(iter(wanted.values())) if name != ONE]
+    size = 3.4 * len(wanted) + 2.6, 0.34 * len(names) + 1.5
+    figure, axes = plt.subplots(1, len(wanted), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, (budget, rows) in zip(axes[0], wanted.items(), strict=True):
+        for (measure, label), shift in zip(LABELS, (-0.13, 0.13), strict=True):
+            values = np.clip([rows[name][measure] for name in names], None, most)
+            y, (calls, low, high) = np.arange(len(names)) + shift, values.T
+            style = {"fmt": "o", "ms": 4, "lw": 1.4, "label": label}
+            dots = axis.errorbar(calls, y, xerr=[calls - low, high - calls], **style)
+            axis.plot(calls[calls >= most], y[calls >= most], ">", ms=7, color=dots[0].get_color())
+        axis.axvline(budget, color="0.5", lw=1, zorder=0)
+        axis.set(title=f"{budget} network calls", xscale="log", xlabel="network calls that best-of-N needs")
+        axis.minorticks_off()
+        axis.set_xticks(
+            ticks := [50 * 2**i for i in range(8) if 50 * 2**i <= 1.1 * most], [str(tick) for tick in ticks]
+        )
+        axis.set_yticks(range(len(names)), names)
+    axes[0, 0].invert_yaxis()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--calls", type=int, default=20, help="network calls per particle")
-    parser.add_argument("--particles", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--reward", choices=("clip", "rules"), default="clip", help="rules: the score of the verifier")
-    parser.add_argument("--only", default="", help="methods whose name holds this, beside the best of the ODE")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("choose", "report"))
+    parser.add_argument("--reward", choices=("clip", "rules"), default="clip")
+    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="network calls for each prompt")
+    parser.add_argument("--seeds", type=int, help="1 for choosing, 4 for reporting")
+    parser.add_argument("--methods", nargs="+", choices=ROWS, metavar="ROW", help="choose for, or draw, these alone")
+    parser.add_argument("--plot", type=Path, help="where to draw what best-of-N needs")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON lines")
     args = parser.parse_args()
-
-    pipe, reward = load_pipeline(), load_reward() if args.reward == "clip" else RuleReward()
-    prompts = held_out_prompts(args.prompts)
-    table: dict[str, np.ndarray] = {}
-    for name, method in methods(args.particles).items():
-        if args.reward == "rules" and "late" in name:  # it has no gradient, and another scale
-            continue
-        if args.only not in name and name != f"ODE, best of {args.particles}":
-            continue
-        rows, start = [], time.perf_counter()
-        for seed in range(args.seeds):
-            run = method(pipe, reward, prompts, args.calls, torch.Generator().manual_seed(seed), CALL)
-            right = verdicts(run.images, prompts).mean()
-            rows.append((run.rewards.mean(), run.population.mean(), 100 * right, run.calls, run.reward_calls))
-        table[name] = np.array(rows)
-        print(f"{name}: {(time.perf_counter() - start) / args.seeds:.0f} s a seed", file=sys.stderr, flush=True)
-
-    print(f"{len(prompts)} held-out prompts, {args.calls} calls per particle, mean ± s.d. over {args.seeds} seeds\n")
-    print("| method | network calls | reward calls | reward of the best | − best of the ODE | mean of all | right, % |")
-    print("|---|---|---|---|---|---|---|")
-    for name, rows in table.items():
-        gain = rows[:, 0] - table[f"ODE, best of {args.particles}"][:, 0]
-        cells = [f"{v.mean():.2f} ± {v.std(ddof=1):.2f}" for v in (rows[:, 0], gain, rows[:, 1])]
-        right = f"{rows[:, 2].mean():.1f} ± {rows[:, 2].std(ddof=1):.1f}"
-        spent = f"{rows[0, 3]:.0f} | {rows[0, 4]:.0f}"
-        print(f"| {name} | {spent} | {cells[0]} | {cells[1]} | {cells[2]} | {right} |")
+    bench, chosen = Bench(args.reward, args.out), load_chosen(args.reward)
+    budgets = sorted(args.budgets, key=lambda one: abs(one - MIDDLE))
+    names = [name for name in bench.rows if not args.methods or name in args.methods]
+    if args.part == "choose":
+        for budget, name in product(budgets, names):
+            before = load_chosen(args.reward)[MIDDLE][name] if budget != MIDDLE else None
+            save_chosen(args.reward, budget, name, choose(bench, name, budget, before, args.seeds or 1))
+        return
+    missing = [f"{name} at {budget}" for budget, name in product(budgets, names) if name not in chosen.get(budget, {})]
+    if missing:
+        parser.error(f"no settings in {CHOSEN.name} for {', '.join(missing)}: run `choose` for them first")
+    for budget, seed, name in product(budgets, range(args.seeds or 4), names):
+        bench.values("report", name, chosen[budget][name], seed)
+        print(f"{budget} calls, {name}, seed {seed}: drawn", file=sys.stderr, flush=True)
+    if args.methods:
+        return
+    steps = sorted({chosen[budget][BASELINE].steps for budget in args.budgets})
+    pools = {one: pool(bench, Spending(0, one)) for one in steps}
+    curves = {measure: {one: pools[one][measure] for one in steps} for measure, _ in LABELS}
+    print(f"Best of N from a pool of {POOL} samples of {' or '.join(map(str, steps))} calls; ∞: more than the pool has")
+    wanted = {budget: table(bench, budget, chosen[budget], curves, args.seeds or 4) for budget in args.budgets}
+    if args.plot:
+        plot(wanted, POOL * max(steps), args.plot)
 
 
 if __name__ == "__main__":
