@@ -100,6 +100,7 @@ def model():
     return load_pipeline(), load_reward()
 
 
+@pytest.mark.slow
 @tiny.TRANSFORMERS_5
 @pytest.mark.parametrize(
     "method",

@@ -352,6 +352,7 @@ def kept(report, folder):
     return {key: {name: value for name, value in row.items() if name != "seconds"} for key, row in rows.items()}
 
 
+@pytest.mark.slow
 @tiny.TRANSFORMERS_5
 def test_runs_stop_and_go_on(paper, report, toy, tmp_path, monkeypatch, capsys):
     paper.main([*toy, str(tmp_path), "--save-images"])
@@ -393,6 +394,7 @@ def test_estimates_without_loading_anything(paper, toy, tmp_path, monkeypatch, c
         paper.main([*toy, str(tmp_path), "--methods", "sde", "--dry-run"])
 
 
+@pytest.mark.slow
 @tiny.TRANSFORMERS_5
 @pytest.mark.filterwarnings("ignore:.*all the weight|.*within .* of uniform|no particle was scored")
 def test_all_methods_run_on_the_scenes(paper, report, tmp_path):

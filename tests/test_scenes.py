@@ -97,6 +97,7 @@ def test_other_sentences_are_not(sentence):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_verifier_reads_real_scenes():
     images, scenes = drawn(1000)
     assert verdicts(images, [scene.prompt for scene in scenes]).mean() >= 0.99
