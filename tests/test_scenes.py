@@ -97,12 +97,12 @@ def test_other_sentences_are_not(sentence):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_verifier_reads_real_scenes():
     images, scenes = drawn(1000)
     assert verdicts(images, [scene.prompt for scene in scenes]).mean() >= 0.99
 
 
+@pytest.mark.slow
 def test_verifier_rejects_near_misses():
     rng = np.random.default_rng(1)
     wrong = []
@@ -220,6 +220,9 @@ def test_steering_beats_plain_sampling(pipe, reward):
     assert 150 < steered.calls <= 160
     assert steered.rewards.mean() > plain.rewards.mean() + 5
     assert steered.rewards[:, 0].mean() > plain.rewards[:, 0].mean()
+    method, spending = SHOWN["one image"]
+    single = method(pipe, reward, prompts, spending, 0)
+    assert verdicts(steered.images[:, 0], prompts).sum() > verdicts(single.images[:, 0], prompts).sum()
 
 
 @pytest.mark.slow
