@@ -1,6 +1,6 @@
 """Steer the embedded text-to-image pipeline, side by side with plain sampling: `make demo`.
 
-Six prompts of three objects, whose combination the model never saw: one ODE image of each, then the best of what four
+Six prompts of four objects, whose combination the model never saw: one ODE image of each, then the best of what four
 methods draw at equal network calls, each spending them as it chose on other prompts (benchmarks/steering.py). Prints a
 table and writes a contact sheet to demo.png. Prompts and seed were fixed before anything was looked at.
 """

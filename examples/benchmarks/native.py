@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from glassflows.smc import filter as smc
-from scenes import CALL, decoded
-from scenes.methods import Method, Population, Spending, best_first
+from scenes import decoded
+from scenes.methods import Method, Population, Spending, plain
 
 
 class EulerMaruyama(FlowMatchEulerDiscreteScheduler):
@@ -93,44 +93,30 @@ class Steered:
         return self.step_native(model_output, timestep, sample, **kwargs)
 
 
-def native_steered(scheduler: Callable[[Any], Any], *, start: float = 0.5, every: bool = False) -> Method:
-    """Feynman-Kac steering of a stochastic scheduler, scored as often as the library's transitions or at every call.
+def native_steered(scheduler: Callable[[Any], Any], *, start: float = 0.5) -> Method:
+    """Feynman-Kac steering of a stochastic scheduler, scored as often as the library's transitions.
 
     Args:
         scheduler: Makes the scheduler from the native one's config.
         start: Fraction of the run from which on particles are scored.
-        every: Whether they are scored at every call from there on.
     """
 
     def draw(pipe, reward, prompts: list[str], spending: Spending, seed: int) -> Population:
-        native, number, steps = pipe.scheduler, spending.particles, spending.steps
-        scale = spending.scale * reward.reward_scale
+        number, steps, scale = spending.particles, spending.steps, spending.scale * reward.reward_scale
         asked = [prompt for prompt in prompts for _ in range(number)]
-        marks = (
-            range(steps) if every else [round(k * steps / spending.transitions) for k in range(spending.transitions)]
-        )
+        marks = [round(k * steps / spending.transitions) for k in range(spending.transitions)]
         boundaries = [mark for mark in marks if mark >= start * steps and mark]
 
         def score(latents: Tensor) -> Tensor:
             return scale * reward(decoded(pipe, latents), asked).double().view(-1, number)
 
         generators = [torch.Generator().manual_seed(1000 * seed + group) for group in range(len(prompts))]
-        made, begin = scheduler(native.config), time.perf_counter()
+        made = scheduler(pipe.scheduler.config)
         steered = Steered(made, len(prompts), number, boundaries, score, generators)
         made.step = steered.step
         torch.manual_seed(seed)
-        try:
-            pipe.scheduler = made
-            images = pipe(
-                prompts, num_images_per_prompt=number, num_inference_steps=steps, output_type="pt",
-                generator=torch.Generator().manual_seed(seed), **CALL,
-            ).images  # fmt: skip
-        finally:
-            pipe.scheduler = native
-        rewards = reward(images, asked).view(-1, number)
-        seconds = time.perf_counter() - begin
+        drawn = plain(lambda _: made)(pipe, reward, prompts, spending, seed)
         lineages = np.array([len(set(roots.tolist())) for roots in steered.roots], dtype=float)
-        images, rewards = best_first(images, rewards)
-        return Population(images, rewards, number * steps, number * (steered.scored + 1), seconds, lineages)
+        return replace(drawn, reward_calls=number * (steered.scored + 1), lineages=lineages)
 
     return draw

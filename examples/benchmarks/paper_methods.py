@@ -22,7 +22,7 @@ from glassflows import (
 from glassflows.scheduler.hooks import Boundary
 from glassflows.steering.diversity import mean_distance
 
-LATE = 20 / 3  # times the reward scale: what was chosen on the scenes (options.py)
+LATE = 20 / 3  # times the reward scale: what was chosen on an earlier model of the scenes
 
 
 class Method(NamedTuple):

@@ -22,6 +22,7 @@ from transitions import euler_maruyama
 
 from glassflows import sample_posterior, sample_transition
 from glassflows.flow.sample import Denoiser
+from scenes import decoded
 
 CALLS = (2, 4, 8, 16)
 TIME = 0.4
@@ -114,7 +115,7 @@ def rewards(problem: Mixture | Scenes, z: Tensor, states: int) -> Tensor:
     repeats = len(z) // states
     prompts = [prompt for prompt in problem.prompts(states) for _ in range(repeats)]
     reward = problem.reward
-    return reward.reward_scale * reward(problem.images(z), prompts).view(states, repeats)
+    return reward.reward_scale * reward(decoded(problem.pipe, z), prompts).view(states, repeats)
 
 
 def main() -> None:

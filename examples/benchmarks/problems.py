@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests")]
 from glassflows.flow.sample import Denoiser  # noqa: E402
 from glassflows.rewards.images import normalised  # noqa: E402
 from oracles import GaussianMixture, reference  # noqa: E402
-from scenes import CALL, load_pipeline, load_reward  # noqa: E402
+from scenes import CALL, decoded, load_pipeline, load_reward  # noqa: E402
 from scenes.draw import draw  # noqa: E402
 from scenes.grammar import parse, training_scene  # noqa: E402
 
@@ -147,13 +147,6 @@ class Scenes:
         latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
         return self.pipe._pack_latents(latents, *latents.shape)
 
-    @torch.no_grad()
-    def images(self, z: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        latents = self.pipe._unpack_latents(z, CALL["height"], CALL["width"], self.pipe.vae_scale_factor)
-        decoded = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
-        return (decoded / 2 + 0.5).clamp(0, 1)
-
     @cached_property
     def reward(self) -> Any:
         return load_reward()
@@ -162,7 +155,10 @@ class Scenes:
     def features(self, z: Tensor) -> Tensor:
         """Return the unit image features of the scenes CLIP."""
         reward = self.reward.load()
-        clip, pixels = reward.networks["clip"], normalised(self.images(z).to(reward.device), reward.mean, reward.std)
+        clip, pixels = (
+            reward.networks["clip"],
+            normalised(decoded(self.pipe, z).to(reward.device), reward.mean, reward.std),
+        )
         return normalize(clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)).to(z.device)
 
     def views(self) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -18,7 +18,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, wraps
 from itertools import product
@@ -50,6 +50,7 @@ POOL = 128  # plain samples of each prompt, from which best-of-N is computed for
 POOL_SEED = 1000
 LABELS = (("reward", "same reward"), ("right", "same right, %"))
 CHOOSING, REPORTING = 32, 96  # prompts
+Key = tuple[str, str, Spending, int]  # half, method, spending and seed of what has been drawn
 
 
 @dataclass(frozen=True)
@@ -133,45 +134,46 @@ class Bench:
 
     def values(self, half: str, name: str, spending: Spending, seed: int) -> dict[str, np.ndarray]:
         """Return what a method reaches on each prompt of a half, by measure; drawn unless it has been before."""
-        key = (half, name, tuple(asdict(spending).values()), seed)
+        key = half, name, spending, seed
         if key not in self.drawn:
-            prompts = prompts_of(half)
-            population = ROWS[name].method(self.pipe, self.reward, prompts, spending, seed)
-            measures = self.measures(population, prompts)
-            rounded = {measure: np.round(value, 4).tolist() for measure, value in measures.items()}
-            self._keep({"half": half, "name": name, "spending": asdict(spending), "seed": seed, "values": rounded})
+            self._draw(key, prompts_of(half), self.measures)
         return self.drawn[key]
 
-    def plain_pool(self, spending: Spending) -> tuple[np.ndarray, np.ndarray]:
-        """Return rewards and verdicts (percent) of all native samples of the reporting half, shape (P, K)."""
-        key = ("pool", BASELINE, tuple(asdict(spending).values()), POOL_SEED)
+    def plain_pool(self, spending: Spending) -> dict[str, np.ndarray]:
+        """Return "reward" and "right" (percent) of all native samples of the reporting half, shape (P, K)."""
+        key = "pool", BASELINE, spending, POOL_SEED
         if key not in self.drawn:
-            prompts = prompts_of("report")
-            population = ROWS[BASELINE].method(self.pipe, self.reward, prompts, spending, POOL_SEED)
-            flat = population.images.reshape(-1, *population.images.shape[2:])
-            right = 100.0 * self.judge(flat, [prompt for prompt in prompts for _ in range(spending.particles)])
-            values = {"rewards": np.round(population.rewards, 4).tolist()}
-            values["right"] = right.reshape(population.rewards.shape).tolist()
-            self._keep(
-                {"half": "pool", "name": BASELINE, "spending": asdict(spending), "seed": POOL_SEED, "values": values}
-            )
-        return self.drawn[key]["rewards"], self.drawn[key]["right"]
+            self._draw(key, prompts_of("report"), self.pooled)
+        return self.drawn[key]
 
-    def _keep(self, line: dict[str, Any]) -> None:
+    def _draw(self, key: Key, prompts: list[str], measures: Callable[[Population, list[str]], dict[str, np.ndarray]]):
+        """Draw by the method of a key, and keep what is measured."""
+        half, name, spending, seed = key
+        population = ROWS[name].method(self.pipe, self.reward, prompts, spending, seed)
+        values = {measure: np.round(value, 4).tolist() for measure, value in measures(population, prompts).items()}
+        line = {"half": half, "name": name, "spending": asdict(spending), "seed": seed, "values": values}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as file:  # one write, so that several processes may share the file
             file.write(json.dumps(line).encode() + b"\n")
         self._remember(line)
 
     def _remember(self, line: dict[str, Any]) -> None:
-        key = (line["half"], line["name"], tuple(line["spending"].values()), line["seed"])
+        key = line["half"], line["name"], Spending(**line["spending"]), line["seed"]
         self.drawn[key] = {measure: np.asarray(value, float) for measure, value in line["values"].items()}
+
+    def right(self, population: Population, prompts: list[str]) -> np.ndarray:
+        """Return the verdict on each image, percent, shape (P, K)."""
+        number, each = population.images.shape[:2]
+        flat = population.images.reshape(-1, *population.images.shape[2:])
+        return 100.0 * self.judge(flat, [prompt for prompt in prompts for _ in range(each)]).reshape(number, each)
+
+    def pooled(self, population: Population, prompts: list[str]) -> dict[str, np.ndarray]:
+        """Return reward and verdict of each image, shape (P, K)."""
+        return {"reward": population.rewards, "right": self.right(population, prompts)}
 
     def measures(self, population: Population, prompts: list[str]) -> dict[str, np.ndarray]:
         """Return each measure of a population, shape (P,)."""
-        number, each = population.images.shape[:2]
-        flat = population.images.reshape(-1, *population.images.shape[2:])
-        right = 100.0 * self.judge(flat, [prompt for prompt in prompts for _ in range(each)]).reshape(number, each)
+        right, number = self.right(population, prompts), len(prompts)
         return {
             "reward": population.rewards[:, 0],
             "right": right[:, 0],
@@ -236,14 +238,17 @@ def choose(bench: Bench, name: str, budget: int, before: Spending | None, seeds:
     return spending
 
 
+def everything_chosen() -> dict[str, Any]:
+    return json.loads(CHOSEN.read_text()) if CHOSEN.exists() else {}
+
+
 def load_chosen(reward: str) -> dict[int, dict[str, Spending]]:
-    everything = json.loads(CHOSEN.read_text()) if CHOSEN.exists() else {}
-    rows = everything.get(reward, {})
+    rows = everything_chosen().get(reward, {})
     return {int(budget): {name: Spending(**one) for name, one in each.items()} for budget, each in rows.items()}
 
 
 def save_chosen(reward: str, budget: int, name: str, spending: Spending) -> None:
-    everything = json.loads(CHOSEN.read_text()) if CHOSEN.exists() else {}
+    everything = everything_chosen()
     everything.setdefault(reward, {}).setdefault(str(budget), {})[name] = asdict(spending)
     CHOSEN.write_text(json.dumps(everything, indent=1) + "\n")
 
@@ -265,13 +270,9 @@ def best_of(number: int) -> np.ndarray:
 
 def pool(bench: Bench, spending: Spending) -> dict[str, np.ndarray]:
     """Return what best-of-N reaches on each reporting prompt for every N up to POOL, by measure, shape (POOL, P)."""
-    rewards, right = bench.plain_pool(replace(spending, calls=POOL * spending.steps))
-    order = np.argsort(-rewards, axis=1, kind="stable")
-    shares = best_of(POOL)
-    return {
-        measure: shares @ np.take_along_axis(value, order, 1).T
-        for measure, value in (("reward", rewards), ("right", right))
-    }
+    samples = bench.plain_pool(replace(spending, calls=POOL * spending.steps))
+    order = np.argsort(-samples["reward"], axis=1, kind="stable")
+    return {measure: best_of(POOL) @ np.take_along_axis(value, order, 1).T for measure, value in samples.items()}
 
 
 def needed(reached: np.ndarray, curves: dict[int, np.ndarray]) -> float:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.spatial.distance import pdist
 
 from glassflows import Calibration, FeynmanKac, GLASSScheduler, Steerer
+from glassflows.steering.diversity import mean_distance
 
 from . import CALL
 from .grammar import training_scene
@@ -63,10 +63,7 @@ class Population:
     @property
     def diversity(self) -> np.ndarray:
         """The mean root-mean-square distance of two images of a prompt, shape (P,); 0 of a single one."""
-        flat = self.images.reshape(*self.images.shape[:2], -1)
-        if flat.shape[1] == 1:
-            return np.zeros(len(flat))
-        return np.array([pdist(one).mean() for one in flat]) / np.sqrt(flat.shape[-1])
+        return mean_distance(torch.from_numpy(self.images).flatten(0, 1), self.images.shape[1]).numpy()
 
 
 Method = Callable[[Any, Any, list[str], Spending, int], Population]
