@@ -96,8 +96,9 @@ def test_strong_guidance_does_not_blow_up(num_steps):
     def error(**options):
         return (chain(law, draws, num_steps, 5, **options) - exact).norm(dim=-1).median().item()
 
-    assert error() < 8 * error(order=1)
-    if num_steps == 15:
+    assert error() < 3 * error(order=1)
+    if num_steps < 30:  # what the limiter remembers of the chain, and the limiter itself
+        assert error(rough=math.inf) > 1.5 * error()
         assert error(trust=math.inf) > 4 * error()
 
 
@@ -107,6 +108,8 @@ def test_the_limiter_leaves_plain_denoisers_alone():
     draws = torch.randn(6, 100, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     limited, free = (chain(law, draws, 96, 6, trust=trust) for trust in (4.0, math.inf))
     assert (limited - free).norm(dim=-1).median() < 1e-6
+    limited, forgetful = (chain(law, draws, 12, 6, rough=rough) for rough in (0.5, math.inf))
+    assert (limited - forgetful).norm(dim=-1).median() < 1e-6  # data of several modes are rough now and then
 
 
 def test_rows_do_not_see_each_other():

@@ -79,6 +79,8 @@ class Solver:
             transition, as a share of the Gaussian posterior variance 1/(1 + P_t).
         trust: Mean squared change of ẑ between two calls that is extrapolated in full, in units
             of the change for Gaussian data; infinite for no limit.
+        rough: Mean squared change, in units of the former and as a geometric mean over the chain
+            so far, above which trust falls with its square; infinite for no memory.
         reach: Shift of the network's input, in units of its noise, below which an extrapolation is
             always trusted.
 
@@ -95,6 +97,7 @@ class Solver:
     boundary: Boundary = "reuse"
     response: float = 0.3
     trust: float = 4.0
+    rough: float = 0.5
     reach: float = 0.02
 
     def __post_init__(self) -> None:
@@ -150,6 +153,7 @@ class InnerStep:
         curve: Weight, in that correction, of the change of Δ since the previous Δ, at equal steps
             of ψ.
         budget: Mean square of Δ that is trusted in full.
+        rough: Geometric mean of Δ²/budget over the chain so far, above which it is trusted less.
         harmless: Mean square of Δ below which its extrapolation hardly moves the network's input.
         ratio: Length in ψ of the last step but one, relative to the last step; 0 if there is none
             in the same transition.
@@ -166,6 +170,7 @@ class InnerStep:
     correct: float | None = None
     curve: float = 0.0
     budget: float = math.inf
+    rough: float = math.inf
     harmless: float = 0.0
     ratio: float = 0.0
 
@@ -298,6 +303,7 @@ def _learning(
         "harmless": (solver.reach / (sin * weight)) ** 2,
         "correct": scale * weight if solver.corrector else None,
         "budget": _budget(start, end, solver),
+        "rough": solver.rough,
         "ratio": (psi(lams[i - 1]) - psi(lams[i - 2])) / span if third else 0.0,
         "curve": scale * _curve(psi, lams, i)
         if third and solver.corrector and solver.curved

@@ -16,6 +16,9 @@ from torch import Tensor
 from .denoise import combination
 from .solver import Block, InnerStep
 
+_SMOOTH = 1 / 8  # Δ²/budget with which a chain begins
+_FAR = 14.0  # beyond a millionfold, a log(Δ²/budget) counts for no more
+
 
 class Slope(NamedTuple):
     """The change of ẑ from the previous network call to this call.
@@ -62,6 +65,18 @@ class History(NamedTuple):
         return History(self.denoised[rows], extrapolation, slope, unmoved)
 
 
+class Roughness(NamedTuple):
+    """How far each row's Δ have exceeded their budgets in the chain so far.
+
+    Args:
+        total: Sum of log(Δ²/budget), shape (N, 1, …), that of a smooth Δ included.
+        number: Number of its terms.
+    """
+
+    total: Tensor
+    number: int
+
+
 @dataclass(frozen=True)
 class InnerState:
     """What the next inner step needs, in tensors of the shape of x_t.
@@ -70,16 +85,20 @@ class InnerState:
         base: x_t / σ_t.
         innovation: e at the current λ, as predicted.
         history: What the corrector and the predictor need; None if the next call needs nothing.
+        roughness: What the limiter remembers; None if it has seen no Δ.
     """
 
     base: Tensor
     innovation: Tensor
     history: History | None = None
+    roughness: Roughness | None = None
 
     def select(self, rows: Tensor) -> InnerState:
         """Return the state of these rows, each with its own history."""
-        history = None if self.history is None else self.history.select(rows)
-        return InnerState(self.base[rows], self.innovation[rows], history)
+        history, rough = self.history, self.roughness
+        history = None if history is None else history.select(rows)
+        rough = None if rough is None else rough._replace(total=rough.total[rows])
+        return InnerState(self.base[rows], self.innovation[rows], history, rough)
 
 
 def start(x: Tensor, block: Block) -> InnerState:
@@ -140,7 +159,8 @@ def correct(
     square, kept = _row_mean(change.square()), None
     if before is not None and step.ratio:
         kept = genuine * _over(_row_mean(change * before.change), before.square)
-    trust = still * _trust(step, square, kept)
+    rough = _roughness(step, square, state.roughness, last.unmoved)
+    state, trust = replace(state, roughness=rough), still * _trust(step, square, kept, rough)
     slope = Slope(change, square, trust, last.unmoved)
     if step.correct is None:
         return state, slope
@@ -175,10 +195,10 @@ def advance(
         innovation = combination(0.0, innovation, step.euler, denoised)
     if extrapolation is not None:
         innovation = _plus(innovation, 1.0, extrapolation, own)
-    if not step.remember:
-        return InnerState(state.base, innovation)
-    history = History(denoised.clone(), extrapolation, slope)  # the network may reuse its buffer
-    return InnerState(state.base, innovation, history)
+    history = None
+    if step.remember:  # a copy, as the network may reuse its buffer
+        history = History(denoised.clone(), extrapolation, slope)
+    return replace(state, innovation=innovation, history=history)
 
 
 def leave(block: Block, state: InnerState) -> tuple[Tensor, InnerState]:
@@ -190,7 +210,7 @@ def leave(block: Block, state: InnerState) -> tuple[Tensor, InnerState]:
     if history is not None and history.extrapolation is not None:  # in units of the new base
         scale = chosen.sigma / (chosen.t_next.sigma or 1.0)
         history = history._replace(extrapolation=scale * history.extrapolation)
-    return x_next, InnerState(base=scaled, innovation=scaled, history=history)
+    return x_next, replace(state, base=scaled, innovation=scaled, history=history)
 
 
 def moved(step: InnerStep, state: InnerState, x: Tensor, returned: Tensor) -> InnerState:
@@ -209,7 +229,7 @@ def moved(step: InnerStep, state: InnerState, x: Tensor, returned: Tensor) -> In
     cos, sin = step.cos / step.level.sigma, step.sin / step.level.sigma
     base = torch.add(state.base, delta, alpha=cos)
     innovation = torch.add(state.innovation, delta, alpha=sin)
-    return InnerState(base, innovation, history)
+    return replace(state, base=base, innovation=innovation, history=history)
 
 
 def may_be_overwritten(x: Tensor, y: Tensor) -> bool:
@@ -225,22 +245,38 @@ def _plus(x: Tensor, weight: float | Tensor, y: Tensor, own: bool) -> Tensor:
     return x.add_(y, alpha=weight) if own else torch.add(x, y, alpha=weight)
 
 
-def _trust(step: InnerStep, square: Tensor, kept: Tensor | None) -> Tensor:
+def _trust(step: InnerStep, square: Tensor, kept: Tensor | None, rough: Roughness) -> Tensor:
     """Return the fraction of each row's Δ that may be extrapolated, in [0, 1], shape (N, 1, …).
 
     Between two precisions the posterior mean of a standard Gaussian moves by less than the variance
-    it gains, which is the unit of the budget. A smooth path does not turn back. Strong guidance
-    breaks both rules where steps are too long, and the step falls back to Euler's. An extrapolation
-    that hardly moves the network's input, as in every short step, is trusted in any case.
+    it gains, which is the unit of the budget. Data of several modes exceed it now and then, strong
+    guidance does so at every call: trust falls with the square of the geometric mean of Δ²/budget
+    over the chain so far. A smooth path does not turn back, either. Where nothing is trusted the
+    step is Euler's. An extrapolation that hardly moves the network's input, as in every short step,
+    is trusted in any case.
 
     Args:
         square: Mean square of Δ.
         kept: Share of the Δ before that Δ keeps, their projection; None if there is none to judge.
+        rough: What the limiter remembers, this Δ included.
     """
-    trust = _share(step.budget, square)
+    beyond = rough.total / rough.number - math.log(step.rough)
+    trust = _share(step.budget, square) * (-2 * beyond.clamp(min=0.0)).exp()
     if kept is not None:
         trust = trust * (1 + step.ratio * kept).clamp(0.0, 1.0)
     return torch.maximum(trust, _share(step.harmless, square))
+
+
+def _roughness(
+    step: InnerStep, square: Tensor, before: Roughness | None, unmoved: Tensor | None
+) -> Roughness:
+    """Return the roughness with this Δ counted, but in rows that the host has moved meanwhile."""
+    tiny = torch.finfo(square.dtype).tiny
+    excess = (square.clamp(min=tiny).log() - math.log(max(step.budget, tiny))).clamp(-_FAR, _FAR)
+    total, number = (math.log(_SMOOTH), 1) if before is None else before
+    if unmoved is not None:
+        excess = torch.where(unmoved > 0, excess, total / number)
+    return Roughness(total + excess, number + 1)
 
 
 def _share(limit: float, square: Tensor) -> Tensor:
