@@ -23,9 +23,11 @@ STRATEGIES = {
 
 
 @pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
-@pytest.mark.parametrize(("budget", "steps"), [(60, 6), (97, 10), (100, 13)])
-def test_the_call_keeps_to_the_budget(flux, options, budget, steps):
-    plain = flux.steerer(num_transitions=None, **options)
+@pytest.mark.parametrize(
+    ("budget", "steps", "transitions"), [(60, 6, None), (97, 10, None), (100, 13, None), (100, 5, 5), (100, 6, 4)]
+)
+def test_the_call_keeps_to_the_budget(flux, options, budget, steps, transitions):
+    plain = flux.steerer(num_transitions=transitions, **options)
     steerer = plain.for_budget(steps, network_calls=budget)
     spent = steerer(**flux.arguments(num_inference_steps=steps)).ledger.network_calls
     assert spent <= budget

@@ -37,13 +37,24 @@ def num_transitions(strategy: Any, given: int | None, num_inference_steps: int) 
     return max(1, min(number, num_inference_steps))
 
 
-def calls_away(strategy: Strategy[Any], ahead: LookAhead | None, transitions: int) -> list[int]:
+def _num_stochastic(transitions: int, num_inference_steps: int) -> int:
+    """Return how many of the first boundaries are stochastic: not that of a last single call."""
+    return transitions - (num_inference_steps < 2 * transitions)
+
+
+def calls_away(
+    strategy: Strategy[Any], ahead: LookAhead | None, transitions: int, num_inference_steps: int
+) -> list[int]:
     """Return the calls of the excursions from the boundary of each transition of a run."""
     if ahead is None:
         return [0] * transitions
     path, each = RectifiedFlow(), ahead.calls * ahead.samples
-    boundaries = [Boundary(k, transitions, path.level(k / transitions)) for k in range(transitions)]
-    return [each if at.index and strategy.due(at) else 0 for at in boundaries]
+    noisy = _num_stochastic(transitions, num_inference_steps)
+    boundaries = (
+        Boundary(k, transitions, path.level(k / transitions), k < noisy, num_stochastic=noisy)
+        for k in range(transitions)
+    )
+    return [each if at.index and at.stochastic and strategy.due(at) else 0 for at in boundaries]
 
 
 class Budget(NamedTuple):
@@ -83,10 +94,11 @@ def _calls_of_parts(steps: int, parts: int, away: Sequence[int]) -> list[int]:
     """Return the calls of a particle in each part of a run, excursions included."""
     transitions = len(away)
     length, longer = divmod(steps, transitions)
+    noisy = max(1, _num_stochastic(transitions, steps))
     calls, part = [0] * parts, 0
     for k, calls_away in enumerate(away):
         calls[part] += 1 + calls_away  # before it shrinks
-        if new_width(range(parts), k, transitions) is not None:
+        if k < noisy and new_width(range(parts), k, noisy) is not None:
             part += 1
         calls[part] += length + (k < longer) - 1
     return calls

@@ -348,7 +348,7 @@ class Steerer:
         transitions = num_transitions(self.strategy, self.num_transitions, num_inference_steps)
         widths = self._widths()
         check_enough(widths, transitions)
-        away = calls_away(self.strategy, self._ahead(), transitions)
+        away = calls_away(self.strategy, self._ahead(), transitions, num_inference_steps)
         budgets = proposals(calls // num_prompts, num_inference_steps, widths, away)
         for budget in budgets:  # from the largest on
             new = copy(self)
