@@ -28,6 +28,7 @@ OPTIONS = [
     {"trust": math.inf},
     {"trust": 0.05},
     {"trust": 0.0, "reach": 0.0},
+    {"rough": 0.01},
     {"last_step": 0.0, "response": 0.0},
 ]
 SPLITS = [(1, 1), (6, 1), (6, 2), (6, 3), (6, 6), (7, 3)]  # calls, transitions

@@ -77,15 +77,17 @@ class Solver:
             also predicted from it.
         response: Change of ẑ that is expected from fresh noise in the first of several steps of a
             transition, as a share of the Gaussian posterior variance 1/(1 + P_t).
-        trust: Mean squared change of ẑ between two calls that is extrapolated in full, in units
-            of the change for Gaussian data; infinite for no limit.
+        trust: Mean squared change of ẑ between two calls that is extrapolated in full in a smooth
+            chain, in units of the change for Gaussian data; infinite for no limit.
         rough: Mean squared change, in units of the former and as a geometric mean over the chain
-            so far, above which trust falls with its square; infinite for no memory.
+            so far, up to which the chain is smooth; beyond it trust falls with the square. Infinite
+            for no memory.
         reach: Shift of the network's input, in units of its noise, below which an extrapolation is
             always trusted.
 
     Raises:
-        ValueError: if `order` is neither 1 nor 2, or `grid` is neither "time" nor "condot".
+        ValueError: if `order` is neither 1 nor 2, `grid` is neither "time" nor "condot", or `rough`
+            is not above 0.
     """
 
     order: int = 2
@@ -107,6 +109,8 @@ class Solver:
             )
         if self.grid not in ("time", "condot"):
             raise ValueError(f'inner_grid: expected "time" or "condot", got {self.grid!r}')
+        if not self.rough > 0:
+            raise ValueError(f"rough: expected a number above 0, got {self.rough!r}")
 
     def with_options(self, options: SolverOptions) -> Solver:
         """Return the solver with some of its options replaced, by their names in `SolverOptions`.
@@ -152,7 +156,7 @@ class InnerStep:
         correct: Weight of Δ in the correction of the last step; None for no correction.
         curve: Weight, in that correction, of the change of Δ since the previous Δ, at equal steps
             of ψ.
-        budget: Mean square of Δ that is trusted in full.
+        budget: Mean square of Δ that is trusted in full in a smooth chain.
         rough: Geometric mean of Δ²/budget over the chain so far, above which it is trusted less.
         harmless: Mean square of Δ below which its extrapolation hardly moves the network's input.
         ratio: Length in ψ of the last step but one, relative to the last step; 0 if there is none
