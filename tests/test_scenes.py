@@ -14,7 +14,7 @@ from scenes import CALL, CLIP, HERE, PIPELINE, load_pipeline, load_reward
 from scenes.draw import BACKGROUND, draw, holds, paint, place
 from scenes.grammar import Object, Scene, hard_prompts, held_out_prompts, near_miss, parse, training_scene
 from scenes.methods import SHOWN, Spending, plain
-from scenes.verifier import RuleReward, find_objects, is_correct, other_verdicts, read, score, verdicts
+from scenes.verifier import RuleReward, find_objects, is_correct, other_verdicts, read, verdicts
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +139,13 @@ def test_verifier_reads_where_an_object_is_and_how_big(shape, size, radius):
     assert found.y == pytest.approx(17.8 + (radius / 3 if shape == "triangle" else 0), abs=0.15)
 
 
-def test_scores_rank_what_the_verdict_cannot():
+def test_criteria_rank_what_the_verdict_cannot():
     """An exact scene first, then the same turned about, then one object missing, then nothing."""
     rng = np.random.default_rng(2)
     wanted, turned = "a red circle left of a blue square", "a blue square left of a red circle"
     exact, about, lone = (draw(parse(prompt), rng) for prompt in (wanted, turned, "a red circle"))
     empty = np.broadcast_to(np.reshape(BACKGROUND, (3, 1, 1)), exact.shape)
-    found = [score(image, wanted) for image in (exact, about, lone, empty)]
+    found = [np.mean(read(image, parse(wanted)).criteria) for image in (exact, about, lone, empty)]
     assert found[0] > 0.9
     assert found[0] > found[1] > found[2] > found[3]
 

@@ -104,11 +104,6 @@ class Reading:
         """Whether the objects are exactly those asked for, of the sizes said, and within 45° of each relation."""
         return not self.others and all(map(is_met, self.criteria))
 
-    @property
-    def score(self) -> float:
-        """How much is shown, 1 for all: the mean of the criteria, less a fifth for each object not asked for."""
-        return float(np.mean(self.criteria)) - 0.2 * self.others
-
 
 def is_met(criterion: float) -> bool:
     """Return whether a criterion is met: a share is whole, an angle within 45°."""
@@ -144,11 +139,6 @@ def read(image: np.ndarray, scene: Scene) -> Reading:
 def is_correct(image: np.ndarray, prompt: str) -> bool:
     """Return whether an image (3, H, W) in [0, 1] shows exactly what a prompt of the grammar asks for."""
     return read(image, parse(prompt)).is_correct
-
-
-def score(image: np.ndarray, prompt: str) -> float:
-    """Return how much of a prompt an image (3, H, W) in [0, 1] shows (`Reading.score`)."""
-    return read(image, parse(prompt)).score
 
 
 class RuleReward:
