@@ -31,7 +31,7 @@ scenes: $(READY)
 
 # Steering against best-of-N at 160 network calls, with the settings that were chosen: the table in README.md.
 benchmark: $(READY)
-	$(BIN)/python examples/benchmarks/steering.py report --budgets 160 --seeds 2
+	$(BIN)/python examples/benchmarks/steering.py report --budgets 160
 
 # Distance to the true law against network calls: the figure and the tables of docs/solvers.md.
 transitions: $(READY)

@@ -1,6 +1,7 @@
 """The benchmark of steering: what best-of-N reaches, and the baselines that diffusers' own schedulers give."""
 
 import sys
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,30 @@ def test_best_of_n_is_the_mean_over_all_choices_of_n():
 
 def test_calls_needed_are_read_off_the_cheapest_curve(monkeypatch):
     monkeypatch.setattr(steering, "POOL", 4)
-    curves = {
-        10: np.array([[1.0, 3.0], [2.0, 4.0], [3.0, 5.0], [4.0, 6.0]]),  # means 2, 3, 4, 5
-        6: np.array([[0.0, 2.0], [1.0, 3.0], [2.0, 4.0], [2.5, 4.5]]),  # means 1, 2, 3, 3.5
-    }
+    curves = [
+        (10, np.array([[1.0, 3.0], [2.0, 4.0], [3.0, 5.0], [4.0, 6.0]])),  # means 2, 3, 4, 5
+        (6, np.array([[0.0, 2.0], [1.0, 3.0], [2.0, 4.0], [2.5, 4.5]])),  # means 1, 2, 3, 3.5
+    ]
     assert steering.needed(np.array([1.0, 3.0]), curves) == 10  # one of 10, or two of 6
     assert steering.needed(np.array([2.0, 4.0]), curves) == 18  # two of 10, or three of 6
     assert steering.needed(np.array([3.5, 5.5]), curves) == 35
     assert steering.needed(np.array([9.0, 9.0]), curves) == np.inf
     assert str(steering.needed_interval(np.array([2.0, 4.0]), curves)) == "18 (18 to 18)"
     assert str(steering.needed_interval(np.array([9.0, 9.0]), curves)) == "∞ (∞ to ∞)"
+
+
+def test_budgets_are_calls_or_particles_times_calls():
+    assert steering.Budget.parse("160") == (160, None)
+    assert steering.Budget.parse("8x20") == (160, 20)
+    for text in ("160", "8x20"):
+        assert str(steering.Budget.parse(text)) == text
+
+
+def test_a_chain_keeps_the_calls_of_its_transitions():
+    row = steering.Row(steering.ROWS["FK, GLASS"].method, calls_each=2)
+    tried = row.settings(Spending(24, 12, transitions=5), "steps", (3, 4, 12, 20))  # of 20 there is one particle
+    assert [(one.particles, one.steps, one.transitions) for one in tried] == [(8, 3, 1), (6, 4, 2), (2, 12, 5)]
+    assert [one.transitions for one in row.settings(tried[1], "transitions", (1, 2, 5))] == [1, 2]
 
 
 def test_euler_maruyama_is_that_of_the_transitions():
@@ -122,24 +137,26 @@ def test_methods_keep_to_their_calls_and_reproduce(model, method):
 @tiny.TRANSFORMERS_5
 def test_protocol_runs_and_takes_up_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(steering, "CHOSEN", tmp_path / "chosen.json")
-    for name, value in {"CHOOSING": 1, "REPORTING": 2, "POOL": 6, "MIDDLE": 32}.items():
+    small = {"CHOOSING": 1, "REPORTING": 2, "POOL": 6, "PART": 3, "BUDGETS": {"clip": ("32", "2x8", "16")}}
+    for name, value in small.items():
         monkeypatch.setattr(steering, name, value)
     names = (steering.ONE, steering.BASELINE, "FK, GLASS", "FK, Euler-Maruyama")
-    short = {"steps": (8, 16), "scale": (1.0, 3.0)}
+    short = {"steps": (4, 8, 16), "scale": (1.0, 3.0)}
     rows = {
-        name: steering.Row(row.method, {key: short[key] for key in row.choices if key in short})
+        name: replace(row, choices={key: short[key] for key in row.choices if key in short})
         for name, row in steering.ROWS.items()
         if name in names
     }
     monkeypatch.setattr(steering, "ROWS", rows)
 
     def run(part, *more):
-        options = ["--budgets", "32", "--seeds", "1", "--out", str(tmp_path), *more]
+        options = ["--seeds", "1", "--out", str(tmp_path), *more]
         monkeypatch.setattr(sys, "argv", ["steering.py", part, *options])
         steering.main()
         return capsys.readouterr().out
 
-    run("choose")
+    tried = run("choose")
+    assert "2 particles × 8 calls, FK, GLASS, steps: 8: " in tried
     drawn = (tmp_path / "clip.jsonl").read_text()
     run("choose")
     assert (tmp_path / "clip.jsonl").read_text() == drawn
@@ -147,7 +164,7 @@ def test_protocol_runs_and_takes_up_where_it_stopped(tmp_path, monkeypatch, caps
     table = run("report", "--plot", str(tmp_path / "needed.png"))
     assert (tmp_path / "needed.png").stat().st_size > 5000
     shown = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
-    assert shown[1:] == [f"| {name}" for name in rows]
+    assert shown == 3 * ["|", *(f"| {name}" for name in rows)]
     monkeypatch.delattr(steering.Bench, "measures")  # nothing is drawn anew
     assert run("report") == table
     with pytest.raises(SystemExit):

@@ -214,7 +214,7 @@ def test_steering_beats_plain_sampling(pipe, reward):
     prompts = hard_prompts(16)
     plain, steered = (
         method(pipe, reward, prompts, spending, 0)
-        for method, spending in (SHOWN["best of 26"], SHOWN["FK, ancestral, twisted"])
+        for method, spending in (SHOWN["best of 26"], SHOWN["FK, GLASS, twisted"])
     )
     assert 150 < plain.calls <= 160
     assert 150 < steered.calls <= 160

@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from native import euler_maruyama, native_steered
-from steering import PUBLISHED, Bench, prompts_of
+from steering import PUBLISHED, Bench, prompts_of, with_error
 
 from glassflows import BestOfN
 from scenes.methods import Method, Spending, feynman_kac, ours, plain, steered
@@ -50,19 +50,13 @@ UNSTEERED: dict[str, Method] = {
 }
 
 
-def cell(values: np.ndarray, digits: int) -> str:
-    """Return mean ± standard error over prompts of (seeds, P) values."""
-    each = values.mean(0)
-    return f"{each.mean():.{digits}f} ± {each.std(ddof=1) / np.sqrt(len(each)):.{digits}f}"
-
-
 def measured(bench: Bench, method: Method, spending: Spending, prompts: list[str], seeds: int) -> dict[str, np.ndarray]:
-    """Return each measure, shape (seeds, P)."""
+    """Return each measure, the mean over seeds, shape (P,)."""
     runs = []
     for seed in range(seeds):
         torch.manual_seed(seed)  # of schedulers that take no generator
         runs.append(bench.measures(method(bench.pipe, bench.reward, prompts, spending, seed), prompts))
-    return {measure: np.array([run[measure] for run in runs]) for measure in runs[0]}
+    return {measure: np.mean([run[measure] for run in runs], 0) for measure in runs[0]}
 
 
 def table(head: list[str], rows: dict[str, Callable[[], list[str]]]) -> None:
@@ -89,11 +83,11 @@ def main() -> None:
     def both(name: str, benches: list[Bench], calls: list[int]) -> list[str]:
         method, particles = STEERED[name]
         runs = [draw(which, method, particles, number) for which in benches for number in calls]
-        return [f"{cell(run['reward'], 1)} / {cell(run['right'], 0)}" for run in runs]
+        return [f"{with_error(run['reward'], '.1f')} / {with_error(run['right'], '.0f')}" for run in runs]
 
     def quality(method: Method) -> list[str]:
         runs = [draw(bench, method, 4, number) for number in args.calls]
-        return [f"{cell(run['all right'], 1)} · {cell(run['distance'], 2)}" for run in runs]
+        return [f"{with_error(run['all right'], '.1f')} · {with_error(run['distance'], '.2f')}" for run in runs]
 
     if args.table == 1:
         benches = [bench, Bench("rules")]

@@ -1,7 +1,7 @@
 """What each option of steering is worth on the scenes, at equal network calls.
 
 Prompts are the choosing half of steering.py's, on which nothing is reported. Differences are paired by prompt
-and seed to the best of 8 two-step ODE samples, with their standard errors. About 15 minutes on 2 cores.
+and seed to the best of 8 two-step ODE samples, with their standard errors over prompts. About 15 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from steering import prompts_of
+from steering import prompts_of, with_error
 
 from glassflows import BeamSearch, BestOfN, FeynmanKac, Halving, Steerer, SteeringResult
 from scenes import CALL, load_pipeline, load_reward
@@ -93,7 +93,7 @@ def measured(out: SteeringResult, prompts: list[str]) -> dict[str, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", default="", help="methods whose name holds this; the first is always run")
     args = parser.parse_args()
@@ -110,15 +110,14 @@ def main() -> None:
         call = {"num_inference_steps": calls, "output_type": "pt", **CALL}
         outs = [steerer(prompts, generator=torch.Generator().manual_seed(seed), **call) for seed in range(args.seeds)]
         runs = [measured(out, prompts) for out in outs]
-        values = {key: np.concatenate([run[key] for run in runs]) for key in runs[0]}
+        values = {key: np.mean([run[key] for run in runs], 0) for key in runs[0]}
         base = base or values
-        difference = values["reward"] - base["reward"]
-        error = difference.std(ddof=1) / np.sqrt(len(difference))
+        difference = with_error(values["reward"] - base["reward"], "+.2f")
         ledger = outs[0].ledger
         spent = ledger.network_calls / len(prompts), ledger.reward_calls / len(prompts)
         print(
-            f"| {name} | {spent[0]:.0f} | {spent[1]:.0f} | {values['reward'].mean():.2f} | {difference.mean():+.2f} ± "
-            f"{error:.2f} | {values['right'].mean():.0f} | {values['all right'].mean():.0f} | "
+            f"| {name} | {spent[0]:.0f} | {spent[1]:.0f} | {values['reward'].mean():.2f} | {difference} | "
+            f"{values['right'].mean():.0f} | {values['all right'].mean():.0f} | "
             f"{values['lineages'].mean():.1f} | {values['diversity'].mean():.2f} |",
             flush=True,
         )

@@ -6,10 +6,11 @@ be interrupted.
     python steering.py choose   every method chooses how to spend each budget, on the choosing half of the prompts
     python steering.py report   every method draws with what it has chosen, on the reporting half: docs/evidence.md
 
-Choosing is by the reward of the best image, one setting after another, and is the same for all. Differences are paired
-by prompt and seed; standard errors are over prompts. The verdict "right" is the rule-based verifier's, which no method
-sees. `--reward rules` steers by every second criterion of the verifier and is judged by the others. The transformer
-computes in bfloat16, as public models do; samplers, decoder and rewards in float32.
+A budget is network calls for each prompt, which every method splits as it chooses ("160"), or particles × calls of
+each ("8x20"). Choosing is by the reward of the best image, one setting after another, and is the same for all.
+Differences are paired by prompt and seed; standard errors are over prompts. The verdict "right" is the rule-based
+verifier's, which no method sees. `--reward rules` steers by every second criterion of the verifier and is judged by the
+others. Transformer and decoder compute in bfloat16, as public models do; samplers and rewards in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, wraps
 from itertools import product
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -42,15 +44,37 @@ from scenes.verifier import RuleReward, other_verdicts, verdicts
 
 FOLDER = Path("out/steering")
 CHOSEN = Path(__file__).with_name("steering.json")
-BUDGETS = (96, 160, 320)
-MIDDLE = 160  # the budget for which every setting is chosen; for the others the steps are chosen anew
 ONE = "one image, native ODE"
 BASELINE = "best of N, native ODE"
-POOL = 128  # plain samples of each prompt, from which best-of-N is computed for every N
+POOL, PART = 256, 128  # plain samples of each prompt, from which best-of-N is computed for every N; drawn in parts
 POOL_SEED = 1000
 LABELS = (("reward", "same reward"), ("right", "same right, %"))
 CHOOSING, REPORTING = 32, 96  # prompts
 Key = tuple[str, str, Spending, int]  # half, method, spending and seed of what has been drawn
+
+
+class Budget(NamedTuple):
+    """Network calls for each prompt, and of each particle; None where a method may split them as it likes."""
+
+    calls: int
+    steps: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read "160" or "8x20"."""
+        particles, times, calls = text.partition("x")
+        return cls(int(particles) * int(calls), int(calls)) if times else cls(int(text))
+
+    def __str__(self) -> str:
+        return f"{self.calls // self.steps}x{self.steps}" if self.steps else str(self.calls)
+
+    @property
+    def title(self) -> str:
+        return f"{self.calls // self.steps} particles × {self.steps} calls" if self.steps else f"{self} network calls"
+
+
+PLAIN = {"steps": (3, 4, 6, 8)}  # of the best of N
+BUDGETS = {"clip": ("160", "8x20", "96", "320"), "rules": ("48",)}  # the first comes before the others that are split
 
 
 @dataclass(frozen=True)
@@ -60,18 +84,29 @@ class Row:
     Args:
         method: Draws.
         choices: Values of each field of `Spending` to choose from, in the order in which they are chosen.
+        calls_each: The fewest network calls of a transition.
     """
 
     method: Method
     choices: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    calls_each: int = 1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is best-of-N, which chooses nothing but its steps."""
+        return list(self.choices) == ["steps"]
+
+    def settings(self, spending: Spending, setting: str, values: Sequence[Any]) -> list[Spending]:
+        """Return what `spending` becomes with each value of a setting; a chain has no more transitions than it can."""
+        every = [replace(spending, **{setting: value}) for value in values]
+        every = [replace(new, transitions=min(new.transitions, new.steps // self.calls_each)) for new in every]
+        return [new for new in dict.fromkeys(every) if new.particles >= 2]
 
 
-STEPS = {"steps": (8, 12, 20)}
+STEPS = {"steps": (4, 6, 8, 12, 20)}
 CHAINS = STEPS | {"transitions": (3, 5, 8)}
-FEW = {"transitions": (4,)} | STEPS  # of two calls or more: with one call GLASS is DDPM's ancestral sampling
 SCALES = {"scale": (1.0, 3.0, 10.0)}
 PUBLISHED = {"solver_order": 1, "inner_grid": "condot"}
-PLAIN = {"steps": (6, 8, 12, 20)}
 
 
 ROWS: dict[str, Row] = {
@@ -83,14 +118,14 @@ ROWS: dict[str, Row] = {
     "FK, DDPM ancestral, scored at every call": Row(ancestral(alike=False), STEPS | SCALES),
     "FK, Euler-Maruyama": Row(native_steered(euler_maruyama), CHAINS | SCALES),
     "FK, DPM-Solver++ 2M SDE": Row(native_steered(dpm_solver("sde-dpmsolver++")), CHAINS | SCALES),
-    "FK, GLASS as published": Row(steered(feynman_kac(start=0.0), PUBLISHED), CHAINS | SCALES),
-    "FK, GLASS": Row(steered(feynman_kac()), CHAINS | SCALES),
-    "FK, GLASS, calibrated": Row(calibrated(), CHAINS | SCALES),
-    "FK, GLASS, twisted": Row(steered(feynman_kac()), CHAINS | SCALES | {"twist": (0.5, 1.0)}),
-    "FK, GLASS, 4 transitions": Row(steered(feynman_kac()), FEW | SCALES),
-    "FK, GLASS, look-ahead": Row(steered(feynman_kac(), look_ahead=1), CHAINS | SCALES),
-    "halving, GLASS": Row(steered(lambda scale: Halving((4, 2, 1))), CHAINS),
-    "beam search, GLASS": Row(steered(lambda scale: BeamSearch(2)), CHAINS),
+    # with one call per transition GLASS is DDPM's ancestral sampling
+    "FK, GLASS as published": Row(steered(feynman_kac(start=0.0), PUBLISHED), CHAINS | SCALES, calls_each=2),
+    "FK, GLASS": Row(steered(feynman_kac()), CHAINS | SCALES, calls_each=2),
+    "FK, calibrated": Row(calibrated(), CHAINS | SCALES),
+    "FK, twisted": Row(steered(feynman_kac()), STEPS | {"twist": (0.5, 1.0)} | CHAINS | SCALES),
+    "FK, look-ahead": Row(steered(feynman_kac(), look_ahead=1), CHAINS | SCALES),
+    "halving": Row(steered(lambda scale: Halving((4, 2, 1))), CHAINS),
+    "beam search": Row(steered(lambda scale: BeamSearch(2)), CHAINS),
 }
 
 
@@ -109,8 +144,8 @@ def compute_in_bfloat16(module: torch.nn.Module) -> None:
     forward = torch.autocast("cpu", torch.bfloat16)(module.forward)
 
     @wraps(module.forward)
-    def rounded(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-        return tuple(part.float() for part in forward(*args, **kwargs))
+    def rounded(*args: Any, **kwargs: Any) -> Any:
+        return tree_map(torch.Tensor.float, forward(*args, **kwargs))
 
     module.forward = rounded
 
@@ -126,6 +161,7 @@ class Bench:
     def __init__(self, reward: str, folder: Path = FOLDER) -> None:
         self.pipe = load_pipeline()
         compute_in_bfloat16(self.pipe.transformer)
+        compute_in_bfloat16(self.pipe.vae.decoder)
         self.reward, self.judge = (load_reward(), verdicts) if reward == "clip" else (RuleReward(), other_verdicts)
         self.rows = {name: row for name, row in ROWS.items() if reward == "clip" or "twist" not in row.choices}
         self.path, self.drawn = folder / f"{reward}.jsonl", {}
@@ -139,12 +175,13 @@ class Bench:
             self._draw(key, prompts_of(half), self.measures)
         return self.drawn[key]
 
-    def plain_pool(self, spending: Spending) -> dict[str, np.ndarray]:
-        """Return "reward" and "right" (percent) of all native samples of the reporting half, shape (P, K)."""
-        key = "pool", BASELINE, spending, POOL_SEED
-        if key not in self.drawn:
-            self._draw(key, prompts_of("report"), self.pooled)
-        return self.drawn[key]
+    def plain_pool(self, name: str, steps: int) -> dict[str, np.ndarray]:
+        """Return "reward" and "right" (percent) of plain samples of the reporting half, shape (P, POOL)."""
+        keys = [("pool", name, Spending(PART * steps, steps), POOL_SEED + part) for part in range(POOL // PART)]
+        for key in keys:
+            if key not in self.drawn:
+                self._draw(key, prompts_of("report"), self.pooled)
+        return {name: np.concatenate([self.drawn[key][name] for key in keys], 1) for name in self.drawn[keys[0]]}
 
     def _draw(self, key: Key, prompts: list[str], measures: Callable[[Population, list[str]], dict[str, np.ndarray]]):
         """Draw by the method of a key, and keep what is measured."""
@@ -210,31 +247,33 @@ class Bench:
 # ---- choosing --------------------------------------------------------------------------------------------------------
 
 
-def candidates(spending: Spending, setting: str, values: Sequence[Any]) -> Iterator[Spending]:
-    for value in values:
-        new = replace(spending, **{setting: value})
-        if new.particles >= 2 and new.transitions <= new.steps:
-            yield new
-
-
-def choose(bench: Bench, name: str, budget: int, before: Spending | None, seeds: int) -> Spending:
+def choose(bench: Bench, name: str, budget: Budget, before: Spending | None, seeds: int) -> Spending:
     """Return how a method spends a budget: one setting after another, by the reward of the best.
 
     Args:
-        before: What was chosen for another budget: only the steps are chosen anew then.
+        before: What was chosen for another number of calls: steps go from there to a neighbour at most, transitions
+            are chosen anew, and the rest stays.
     """
     if name == ONE:
         return Spending(20, 20)
-    spending = replace(before or Spending(budget, 12), calls=budget)
-    for setting, values in bench.rows[name].choices.items():
-        if before is None or setting == "steps":
-            means = {}
-            for new in candidates(spending, setting, values):
-                runs = [bench.values("choose", name, new, seed)["reward"].mean() for seed in range(seeds)]
-                means[new] = float(np.mean(runs))
-            spending = max(means, key=means.__getitem__)
-            tried = ", ".join(f"{getattr(new, setting)}: {mean:.2f}" for new, mean in means.items())
-            print(f"{budget} calls, {name}, {setting}: {tried}", flush=True)
+    row, spending = bench.rows[name], replace(before or Spending(budget.calls, 12, scale=3.0), calls=budget.calls)
+    for setting, values in row.choices.items():
+        if setting == "steps" and before:
+            onward = [one for one in values if (one - before.steps) * (budget.calls - before.calls) >= 0]
+            values = sorted(onward, key=lambda one: abs(one - before.steps))[:2]
+        elif setting == "steps" and budget.steps:
+            values = (budget.steps,)
+        elif setting != "transitions" and before:
+            continue
+        means = {}
+        for new in row.settings(spending, setting, values):
+            runs = [bench.values("choose", name, new, seed)["reward"].mean() for seed in range(seeds)]
+            means[new] = float(np.mean(runs))
+        if not means:
+            raise ValueError(f"budgets: expected one that pays for 2 particles of each method, got {budget} ({name})")
+        spending = max(means, key=means.__getitem__)
+        tried = ", ".join(f"{getattr(new, setting)}: {mean:.2f}" for new, mean in means.items())
+        print(f"{budget.title}, {name}, {setting}: {tried}", flush=True)
     return spending
 
 
@@ -242,18 +281,23 @@ def everything_chosen() -> dict[str, Any]:
     return json.loads(CHOSEN.read_text()) if CHOSEN.exists() else {}
 
 
-def load_chosen(reward: str) -> dict[int, dict[str, Spending]]:
+def load_chosen(reward: str) -> dict[Budget, dict[str, Spending]]:
     rows = everything_chosen().get(reward, {})
-    return {int(budget): {name: Spending(**one) for name, one in each.items()} for budget, each in rows.items()}
+    return {Budget.parse(key): {name: Spending(**one) for name, one in each.items()} for key, each in rows.items()}
 
 
-def save_chosen(reward: str, budget: int, name: str, spending: Spending) -> None:
+def save_chosen(reward: str, budget: Budget, name: str, spending: Spending) -> None:
     everything = everything_chosen()
     everything.setdefault(reward, {}).setdefault(str(budget), {})[name] = asdict(spending)
-    CHOSEN.write_text(json.dumps(everything, indent=1) + "\n")
+    new = CHOSEN.with_suffix(".new")
+    new.write_text(json.dumps(everything, indent=1) + "\n")
+    new.replace(CHOSEN)
 
 
 # ---- how many calls best-of-N needs ----------------------------------------------------------------------------------
+
+
+Curves = Sequence[tuple[int, np.ndarray]]  # calls for each plain sample, and what the best of N reaches, (POOL, P)
 
 
 def best_of(number: int) -> np.ndarray:
@@ -268,22 +312,17 @@ def best_of(number: int) -> np.ndarray:
     return shares
 
 
-def pool(bench: Bench, spending: Spending) -> dict[str, np.ndarray]:
+def pool(bench: Bench, name: str, steps: int) -> dict[str, np.ndarray]:
     """Return what best-of-N reaches on each reporting prompt for every N up to POOL, by measure, shape (POOL, P)."""
-    samples = bench.plain_pool(replace(spending, calls=POOL * spending.steps))
+    samples = bench.plain_pool(name, steps)
     order = np.argsort(-samples["reward"], axis=1, kind="stable")
     return {measure: best_of(POOL) @ np.take_along_axis(value, order, 1).T for measure, value in samples.items()}
 
 
-def needed(reached: np.ndarray, curves: dict[int, np.ndarray]) -> float:
-    """Return the fewest network calls at which best-of-N reaches a mean; infinity if no pool is large enough.
-
-    Args:
-        reached: What a method reaches on each prompt, shape (P,).
-        curves: What best-of-N reaches, shape (POOL, P), by its calls for each sample.
-    """
+def needed(reached: np.ndarray, curves: Curves) -> float:
+    """Return the fewest network calls at which best-of-N reaches a mean; infinity if no pool is large enough."""
     calls = [np.inf]
-    for steps, curve in curves.items():
+    for steps, curve in curves:
         means, target = np.maximum.accumulate(curve.mean(1)), reached.mean()
         if means[-1] >= target:
             calls.append(steps * float(np.interp(target, means, np.arange(1, POOL + 1))))
@@ -302,13 +341,13 @@ class Needed(NamedTuple):
         return f"{calls} ({low} to {high})"
 
 
-def needed_interval(reached: np.ndarray, curves: dict[int, np.ndarray], draws: int = 500) -> Needed:
+def needed_interval(reached: np.ndarray, curves: Curves, draws: int = 500) -> Needed:
     """Return the calls best-of-N needs with their 95 % interval, by bootstrap over prompts."""
     rng = np.random.default_rng(0)
     values = []
     for _ in range(draws):
         rows = rng.integers(len(reached), size=len(reached))
-        values.append(needed(reached[rows], {steps: curve[:, rows] for steps, curve in curves.items()}))
+        values.append(needed(reached[rows], [(steps, curve[:, rows]) for steps, curve in curves]))
     low, high = np.quantile(values, [0.025, 0.975], method="nearest")
     return Needed(needed(reached, curves), float(low), float(high))
 
@@ -316,8 +355,14 @@ def needed_interval(reached: np.ndarray, curves: dict[int, np.ndarray], draws: i
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
+def with_error(values: np.ndarray, form: str) -> str:
+    """Return the mean of values (P,) of P prompts ± its standard error."""
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():{form}} ± {error:{form.removeprefix('+')}}"
+
+
 def table(
-    bench: Bench, budget: int, chosen: dict[str, Spending], curves: dict[str, dict[int, np.ndarray]], seeds: int
+    bench: Bench, budget: Budget, chosen: dict[str, Spending], curves: Mapping[str, Curves], seeds: int
 ) -> dict[str, dict[str, Needed]]:
     """Print one table: what each method reaches with a budget; return the calls that best-of-N needs, by measure."""
     runs, wanted = {}, {}
@@ -326,7 +371,7 @@ def table(
         drawn = [bench.values("report", name, spending, seed) for seed in range(seeds)]
         runs[name] = {measure: np.mean([run[measure] for run in drawn], 0) for measure in drawn[0]}
     base = runs[BASELINE]
-    print(f"\n{len(prompts_of('report'))} prompts × {seeds} seeds, {budget} network calls for each prompt\n")
+    print(f"\n{len(prompts_of('report'))} prompts × {seeds} seeds, {budget.title} for each prompt\n")
     print(
         "| | particles × calls, transitions | λ | calls | reward calls | s | reward of the best | Δ | right, % | Δ "
         "| all right, % | distance | lineages | diversity | best-of-N needs, reward | right |"
@@ -343,9 +388,7 @@ def table(
         cells = [used, scale, f"{run['calls'].mean():.0f}", f"{run['reward calls'].mean():.0f}"]
         cells += [f"{run['seconds'].mean():.2f}"]
         for measure, digits in (("reward", 2), ("right", 1)):
-            difference = run[measure] - base[measure]
-            error = difference.std(ddof=1) / np.sqrt(len(difference))
-            cells += [f"{run[measure].mean():.{digits}f}", f"{difference.mean():+.{digits}f} ± {error:.{digits}f}"]
+            cells += [f"{run[measure].mean():.{digits}f}", with_error(run[measure] - base[measure], f"+.{digits}f")]
         cells += [f"{run['all right'].mean():.1f}", f"{run['distance'].mean():.2f}"]
         cells += [f"{run['lineages'].mean():.1f}", f"{run['diversity'].mean():.3f}"]
         wanted[name] = {measure: needed_interval(run[measure], curves[measure]) for measure in curves}
@@ -354,7 +397,7 @@ def table(
     return wanted
 
 
-def plot(wanted: dict[int, dict[str, dict[str, Needed]]], most: float, path: Path) -> None:
+def plot(wanted: dict[Budget, dict[str, dict[str, Needed]]], most: float, path: Path) -> None:
     """Draw the calls that best-of-N needs: a panel for each budget, a row for each method, arrows beyond the pool."""
     import matplotlib
 
@@ -371,8 +414,8 @@ def plot(wanted: dict[int, dict[str, dict[str, Needed]]], most: float, path: Pat
             style = {"fmt": "o", "ms": 4, "lw": 1.4, "label": label}
             dots = axis.errorbar(calls, y, xerr=[calls - low, high - calls], **style)
             axis.plot(calls[calls >= most], y[calls >= most], ">", ms=7, color=dots[0].get_color())
-        axis.axvline(budget, color="0.5", lw=1, zorder=0)
-        axis.set(title=f"{budget} network calls", xscale="log", xlabel="network calls that best-of-N needs")
+        axis.axvline(budget.calls, color="0.5", lw=1, zorder=0)
+        axis.set(title=budget.title, xscale="log", xlabel="network calls that best-of-N needs")
         axis.minorticks_off()
         axis.set_xticks(
             ticks := [50 * 2**i for i in range(8) if 50 * 2**i <= 1.1 * most], [str(tick) for tick in ticks]
@@ -387,18 +430,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("choose", "report"))
     parser.add_argument("--reward", choices=("clip", "rules"), default="clip")
-    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="network calls for each prompt")
+    parser.add_argument("--budgets", nargs="+", metavar="CALLS", help="such as 160, or 8x20: particles × calls")
     parser.add_argument("--seeds", type=int, help="1 for choosing, 4 for reporting")
     parser.add_argument("--methods", nargs="+", choices=ROWS, metavar="ROW", help="choose for, or draw, these alone")
     parser.add_argument("--plot", type=Path, help="where to draw what best-of-N needs")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON lines")
     args = parser.parse_args()
     bench, chosen = Bench(args.reward, args.out), load_chosen(args.reward)
-    budgets = sorted(args.budgets, key=lambda one: abs(one - MIDDLE))
+    budgets = [Budget.parse(text) for text in args.budgets or BUDGETS[args.reward]]
     names = [name for name in bench.rows if not args.methods or name in args.methods]
     if args.part == "choose":
-        for budget, name in product(budgets, names):
-            before = load_chosen(args.reward)[MIDDLE][name] if budget != MIDDLE else None
+        first = Budget.parse(BUDGETS[args.reward][0])
+        for budget, name in product(sorted(budgets, key=lambda one: one != first), names):
+            before = None if budget.steps or budget == first else load_chosen(args.reward).get(first, {}).get(name)
+            if not (before or budget.steps or budget == first):
+                parser.error(f"no settings for {name} at {first} in {CHOSEN.name}: choose for that budget first")
             save_chosen(args.reward, budget, name, choose(bench, name, budget, before, args.seeds or 1))
         return
     missing = [f"{name} at {budget}" for budget, name in product(budgets, names) if name not in chosen.get(budget, {})]
@@ -406,16 +452,19 @@ def main() -> None:
         parser.error(f"no settings in {CHOSEN.name} for {', '.join(missing)}: run `choose` for them first")
     for budget, seed, name in product(budgets, range(args.seeds or 4), names):
         bench.values("report", name, chosen[budget][name], seed)
-        print(f"{budget} calls, {name}, seed {seed}: drawn", file=sys.stderr, flush=True)
+        print(f"{budget.title}, {name}, seed {seed}: drawn", file=sys.stderr, flush=True)
     if args.methods:
         return
-    steps = sorted({chosen[budget][BASELINE].steps for budget in args.budgets})
-    pools = {one: pool(bench, Spending(0, one)) for one in steps}
-    curves = {measure: {one: pools[one][measure] for one in steps} for measure, _ in LABELS}
-    print(f"Best of N from a pool of {POOL} samples of {' or '.join(map(str, steps))} calls; ∞: more than the pool has")
-    wanted = {budget: table(bench, budget, chosen[budget], curves, args.seeds or 4) for budget in args.budgets}
+    split = [budget for budget in budgets if not budget.steps] or [Budget.parse(BUDGETS[args.reward][0])]
+    plain_rows = {(name, chosen[budget][name].steps) for budget in split for name, row in ROWS.items() if row.is_plain}
+    pools = [(steps, pool(bench, name, steps)) for name, steps in sorted(plain_rows)]
+    curves = {measure: [(steps, reached[measure]) for steps, reached in pools] for measure, _ in LABELS}
+    print(
+        f"Best of N from pools of {POOL} samples: {', '.join(f'{name}, {n} calls' for name, n in sorted(plain_rows))}"
+    )
+    wanted = {budget: table(bench, budget, chosen[budget], curves, args.seeds or 4) for budget in budgets}
     if args.plot:
-        plot(wanted, POOL * max(steps), args.plot)
+        plot(wanted, POOL * max(steps for steps, _ in pools), args.plot)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def ancestral(*, alike: bool) -> Method:
     """
 
     def draw(pipe, reward, prompts, spending, seed) -> Population:
-        every = max(1, spending.steps // spending.transitions) if alike else 1
+        every = max(1, round(spending.steps / spending.transitions)) if alike else 1
         strategy = FeynmanKac(reward_scale=spending.scale * reward.reward_scale, score_every=every)
         steer = Steerer(pipe, reward, strategy, num_transitions=spending.steps)
         return _population(steer, prompts, spending, seed)
@@ -174,8 +174,8 @@ def feynman_kac(**options: Any) -> Callable[[float], FeynmanKac]:
 SHOWN: dict[str, tuple[Method, Spending]] = {
     "one image": (plain(), Spending(20, 20)),
     "best of 26": (plain(), Spending(160, 6)),
-    "FK, DDPM ancestral": (ancestral(alike=True), Spending(160, 8, scale=3.0)),
-    "FK, GLASS": (steered(feynman_kac()), Spending(160, 8, transitions=4, scale=10.0)),
-    "FK, ancestral, twisted": (steered(feynman_kac()), Spending(160, 8, transitions=8, scale=3.0, twist=1.0)),
+    "FK, DDPM ancestral": (ancestral(alike=True), Spending(160, 8, transitions=8, scale=3.0)),
+    "FK, GLASS": (steered(feynman_kac()), Spending(160, 4, transitions=2, scale=3.0)),
+    "FK, GLASS, twisted": (steered(feynman_kac()), Spending(160, 6, transitions=3, scale=10.0, twist=0.5)),
 }
 """What the demo shows, each spending its calls as chosen on other prompts (benchmarks/steering.json)."""
