@@ -39,6 +39,15 @@ def test_the_call_keeps_to_the_budget(flux, options, budget, steps, transitions)
     assert plain.num_particles == 4  # left as it was
 
 
+@pytest.mark.parametrize(("budget", "steps", "transitions"), [(100, 6, 3), (100, 5, 5), (160, 8, 5)])
+def test_halving_drops_without_noise(flux, budget, steps, transitions):
+    """Its parts are split evenly, those of steering only where fresh noise follows."""
+    plain = Steerer(flux.pipe, tiny.brightness, Halving((4, 2, 1)), 4, num_transitions=transitions)
+    steerer = plain.for_budget(steps, network_calls=budget)
+    spent = steerer(**flux.arguments(num_inference_steps=steps)).ledger.network_calls
+    assert budget - 2 * steps < spent <= budget
+
+
 def test_two_prompts_share_it(flux):
     steerer = flux.steerer().for_budget(6, network_calls=100, num_prompts=2)
     assert steerer.num_particles == 8

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -37,24 +38,35 @@ def num_transitions(strategy: Any, given: int | None, num_inference_steps: int) 
     return max(1, min(number, num_inference_steps))
 
 
-def _num_stochastic(transitions: int, num_inference_steps: int) -> int:
-    """Return how many of the first boundaries are stochastic: not that of a last single call."""
-    return transitions - (num_inference_steps < 2 * transitions)
+def boundaries(transitions: int, num_inference_steps: int) -> list[Boundary]:
+    """Return the boundaries of a run; that of a last single call, which ends in ẑ, has no noise."""
+    path, noisy = RectifiedFlow(), transitions - (num_inference_steps < 2 * transitions)
+    return [
+        Boundary(k, transitions, path.level(k / transitions), k < noisy, num_stochastic=noisy)
+        for k in range(transitions)
+    ]
 
 
 def calls_away(
-    strategy: Strategy[Any], ahead: LookAhead | None, transitions: int, num_inference_steps: int
+    strategy: Strategy[Any], ahead: LookAhead | None, run: Sequence[Boundary]
 ) -> list[int]:
-    """Return the calls of the excursions from the boundary of each transition of a run."""
-    if ahead is None:
-        return [0] * transitions
-    path, each = RectifiedFlow(), ahead.calls * ahead.samples
-    noisy = _num_stochastic(transitions, num_inference_steps)
-    boundaries = (
-        Boundary(k, transitions, path.level(k / transitions), k < noisy, num_stochastic=noisy)
-        for k in range(transitions)
-    )
-    return [each if at.index and at.stochastic and strategy.due(at) else 0 for at in boundaries]
+    """Return the calls of the excursions from each boundary of a run."""
+    each = ahead.calls * ahead.samples if ahead else 0
+    return [each if at.index and at.stochastic and strategy.due(at) else 0 for at in run]
+
+
+def part_starts(
+    strategy: Strategy[Any], widths: Sequence[int], run: Sequence[Boundary]
+) -> set[int]:
+    """Return the boundaries at which the population shrinks to the next of its widths."""
+    width_at: Any = getattr(strategy, "width_at", None)
+    if width_at is None:
+        width_at = partial(_width_at, widths)
+    return {at.index for at in run if len(widths) > 1 and width_at(at) is not None}
+
+
+def _width_at(widths: Sequence[int], at: Boundary) -> int | None:
+    return new_width(widths, at.index, at.total)
 
 
 class Budget(NamedTuple):
@@ -72,7 +84,11 @@ class Budget(NamedTuple):
 
 
 def proposals(
-    network_calls: int, num_inference_steps: int, shares: Sequence[int], away: Sequence[int]
+    network_calls: int,
+    num_inference_steps: int,
+    shares: Sequence[int],
+    away: Sequence[int],
+    starts: Container[int] = (),
 ) -> Iterator[Budget]:
     """Yield the populations of at least 2 particles that a number of calls pays for, largest first.
 
@@ -81,8 +97,9 @@ def proposals(
         num_inference_steps: Calls of the chain of each particle.
         shares: Ratios of the widths of the parts of a run, such as (4, 2, 1).
         away: Calls of excursions from the boundary of each transition.
+        starts: Boundaries at which the parts after the first begin.
     """
-    each = _calls_of_parts(num_inference_steps, len(shares), away)
+    each = _calls_of_parts(num_inference_steps, len(shares), away, starts)
     for number in range(network_calls // each[0], 1, -1):
         widths = tuple(max(1, round(number * share / shares[0])) for share in shares)
         cost = sum(width * calls for width, calls in zip(widths, each, strict=True))
@@ -90,16 +107,15 @@ def proposals(
             yield Budget(number, widths, cost)
 
 
-def _calls_of_parts(steps: int, parts: int, away: Sequence[int]) -> list[int]:
+def _calls_of_parts(
+    steps: int, parts: int, away: Sequence[int], starts: Container[int]
+) -> list[int]:
     """Return the calls of a particle in each part of a run, excursions included."""
-    transitions = len(away)
-    length, longer = divmod(steps, transitions)
-    noisy = max(1, _num_stochastic(transitions, steps))
+    length, longer = divmod(steps, len(away))
     calls, part = [0] * parts, 0
     for k, calls_away in enumerate(away):
         calls[part] += 1 + calls_away  # before it shrinks
-        if k < noisy and new_width(range(parts), k, noisy) is not None:
-            part += 1
+        part += k in starts
         calls[part] += length + (k < longer) - 1
     return calls
 

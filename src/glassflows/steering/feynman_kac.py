@@ -160,7 +160,7 @@ class FeynmanKac:
     def due(self, at: Boundary) -> bool:
         done = at.index / at.total
         in_window = self._start <= done <= self.stop and (at.index - 1) % self.score_every == 0
-        return in_window or self._width(at) is not None
+        return in_window or self.width_at(at) is not None
 
     def init(self, groups: int, particles: int) -> FeynmanKacState:
         if self.widths is not None:
@@ -175,7 +175,7 @@ class FeynmanKac:
             self.calibration.check_run(at)
         chosen = self._chosen(state.chosen, rewards)
         scale, target = (self._scale(chosen, done, at.total) for done in (at.index, at.total))
-        width = self._width(at)
+        width = self.width_at(at)
         filtered, info = smc.step(
             state.filter,
             _scaled(scale, rewards),
@@ -206,7 +206,7 @@ class FeynmanKac:
         evidence = smc.log_evidence(weighed)
         return Outcome(normalise(weighed.log_weights), evidence, scale[:, 0])
 
-    def _width(self, at: Boundary) -> int | None:
+    def width_at(self, at: Boundary) -> int | None:
         """Return the width to shrink to at a boundary; None where no part begins."""
         if self.widths is None or not at.stochastic:
             return None

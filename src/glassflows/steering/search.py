@@ -94,7 +94,7 @@ class Halving:
         check_enough(self.widths, at.total)
 
     def due(self, at: Boundary) -> bool:
-        return self._width(at) is not None
+        return self.width_at(at) is not None
 
     def init(self, groups: int, particles: int) -> None:
         check_first(self.widths, particles)
@@ -102,7 +102,7 @@ class Halving:
     def step(
         self, state: None, rewards: Tensor, at: Boundary, generators: Generators
     ) -> tuple[None, Decision]:
-        width, everyone = self._width(at), Decision.keep(rewards)
+        width, everyone = self.width_at(at), Decision.keep(rewards)
         if width is None:
             return None, everyone
         best = rewards.argsort(dim=-1, descending=True, stable=True)[:, :width]
@@ -114,6 +114,6 @@ class Halving:
     def finish(self, state: None, rewards: Tensor, total: int) -> Outcome:
         return Outcome.without_law(rewards)
 
-    def _width(self, at: Boundary) -> int | None:
+    def width_at(self, at: Boundary) -> int | None:
         """Return the width to shrink to at a boundary; None where no part begins."""
         return new_width(self.widths, at.index, at.total)
