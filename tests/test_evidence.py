@@ -137,7 +137,7 @@ def test_methods_keep_to_their_calls_and_reproduce(model, method):
 @tiny.TRANSFORMERS_5
 def test_protocol_runs_and_takes_up_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(steering, "CHOSEN", tmp_path / "chosen.json")
-    small = {"CHOOSING": 1, "REPORTING": 2, "POOL": 6, "PART": 3, "BUDGETS": {"clip": ("32", "2x8", "16")}}
+    small = {"CHOOSING": 1, "REPORTING": 2, "POOL": 6, "BUDGETS": {"clip": ("32", "2x8", "16")}}
     for name, value in small.items():
         monkeypatch.setattr(steering, name, value)
     names = (steering.ONE, steering.BASELINE, "FK, GLASS", "FK, Euler-Maruyama")

@@ -142,7 +142,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=1)
     add("--methods", nargs="*", metavar="NAME", help="all unless named")
     add("--reward-scale", type=float, help="λ_r; the reward's own unless given")
-    add("--late-scale", type=float, help="λ_r of `late` and `twisted`; 20/3 times the other unless given")
+    add("--late-scale", type=float, help="λ_r of `late` and `twisted`; 3 times the other unless given")
     add("--twist", type=float, default=0.5)
     add("--batch-size", type=int, help="particles that networks and rewards see at a time; all unless given")
     add("--decode-batch-size", type=int, default=1, help="latents decoded at a time")

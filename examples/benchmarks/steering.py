@@ -46,7 +46,7 @@ FOLDER = Path("out/steering")
 CHOSEN = Path(__file__).with_name("steering.json")
 ONE = "one image, native ODE"
 BASELINE = "best of N, native ODE"
-POOL, PART = 256, 128  # plain samples of each prompt, from which best-of-N is computed for every N; drawn in parts
+POOL = 128  # plain samples of each prompt, from which best-of-N is computed for every N
 POOL_SEED = 1000
 LABELS = (("reward", "same reward"), ("right", "same right, %"))
 CHOOSING, REPORTING = 32, 96  # prompts
@@ -177,11 +177,10 @@ class Bench:
 
     def plain_pool(self, name: str, steps: int) -> dict[str, np.ndarray]:
         """Return "reward" and "right" (percent) of plain samples of the reporting half, shape (P, POOL)."""
-        keys = [("pool", name, Spending(PART * steps, steps), POOL_SEED + part) for part in range(POOL // PART)]
-        for key in keys:
-            if key not in self.drawn:
-                self._draw(key, prompts_of("report"), self.pooled)
-        return {name: np.concatenate([self.drawn[key][name] for key in keys], 1) for name in self.drawn[keys[0]]}
+        key = "pool", name, Spending(POOL * steps, steps), POOL_SEED
+        if key not in self.drawn:
+            self._draw(key, prompts_of("report"), self.pooled)
+        return self.drawn[key]
 
     def _draw(self, key: Key, prompts: list[str], measures: Callable[[Population, list[str]], dict[str, np.ndarray]]):
         """Draw by the method of a key, and keep what is measured."""
