@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
 from ..flow.noise import RectifiedFlow
 from ..host.ledger import Ledger
 from ..scheduler.hooks import Boundary, LookAhead
-from .strategy import Strategy
+from .strategy import Strategy, looks_ahead
 from .widths import new_width
 
 TRANSITIONS = 5
@@ -47,28 +46,6 @@ def boundaries(transitions: int, num_inference_steps: int) -> list[Boundary]:
     ]
 
 
-def calls_away(
-    strategy: Strategy[Any], ahead: LookAhead | None, run: Sequence[Boundary]
-) -> list[int]:
-    """Return the calls of the excursions from each boundary of a run."""
-    each = ahead.calls * ahead.samples if ahead else 0
-    return [each if at.index and at.stochastic and strategy.due(at) else 0 for at in run]
-
-
-def part_starts(
-    strategy: Strategy[Any], widths: Sequence[int], run: Sequence[Boundary]
-) -> set[int]:
-    """Return the boundaries at which the population shrinks to the next of its widths."""
-    width_at: Any = getattr(strategy, "width_at", None)
-    if width_at is None:
-        width_at = partial(_width_at, widths)
-    return {at.index for at in run if len(widths) > 1 and width_at(at) is not None}
-
-
-def _width_at(widths: Sequence[int], at: Boundary) -> int | None:
-    return new_width(widths, at.index, at.total)
-
-
 class Budget(NamedTuple):
     """A proposal of how to spend network calls on a prompt.
 
@@ -86,20 +63,23 @@ class Budget(NamedTuple):
 def proposals(
     network_calls: int,
     num_inference_steps: int,
+    transitions: int,
+    strategy: Strategy[Any],
     shares: Sequence[int],
-    away: Sequence[int],
-    starts: Container[int] = (),
+    ahead: LookAhead | None,
 ) -> Iterator[Budget]:
     """Yield the populations of at least 2 particles that a number of calls pays for, largest first.
 
     Args:
         network_calls: Calls that may be spent on a prompt.
         num_inference_steps: Calls of the chain of each particle.
+        transitions: Transitions of that chain.
+        strategy: How particles are steered: where they look ahead, and where they become fewer.
         shares: Ratios of the widths of the parts of a run, such as (4, 2, 1).
-        away: Calls of excursions from the boundary of each transition.
-        starts: Boundaries at which the parts after the first begin.
+        ahead: Excursions of a particle at a boundary; None for none.
     """
-    each = _calls_of_parts(num_inference_steps, len(shares), away, starts)
+    run = boundaries(transitions, num_inference_steps)
+    each = _calls_of_parts(num_inference_steps, run, strategy, shares, ahead)
     for number in range(network_calls // each[0], 1, -1):
         widths = tuple(max(1, round(number * share / shares[0])) for share in shares)
         cost = sum(width * calls for width, calls in zip(widths, each, strict=True))
@@ -108,15 +88,25 @@ def proposals(
 
 
 def _calls_of_parts(
-    steps: int, parts: int, away: Sequence[int], starts: Container[int]
+    steps: int,
+    run: Sequence[Boundary],
+    strategy: Strategy[Any],
+    widths: Sequence[int],
+    ahead: LookAhead | None,
 ) -> list[int]:
     """Return the calls of a particle in each part of a run, excursions included."""
-    length, longer = divmod(steps, len(away))
-    calls, part = [0] * parts, 0
-    for k, calls_away in enumerate(away):
-        calls[part] += 1 + calls_away  # before it shrinks
-        part += k in starts
-        calls[part] += length + (k < longer) - 1
+
+    def evenly(at: Boundary) -> int | None:
+        return new_width(widths, at.index, at.total)
+
+    width_at = getattr(strategy, "width_at", evenly)
+    away = ahead.calls * ahead.samples if ahead else 0
+    length, longer = divmod(steps, len(run))
+    calls, part = [0] * len(widths), 0
+    for at in run:
+        calls[part] += 1 + (away if away and looks_ahead(strategy, at) else 0)  # before it shrinks
+        part += width_at(at) is not None
+        calls[part] += length + (at.index < longer) - 1
     return calls
 
 

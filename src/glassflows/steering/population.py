@@ -16,7 +16,7 @@ from ..smc.resampling import systematic
 from ..smc.weights import log_mean
 from .proposals import Twist, log_ratio, per_row
 from .scorer import Scorer
-from .strategy import Decision, Outcome, Strategy, is_whole, worth
+from .strategy import Decision, Outcome, Strategy, is_whole, looks_ahead, worth
 
 Select = Literal["all", "best", "best_seen", "sample"]
 
@@ -175,9 +175,7 @@ class Population(TransitionHook):
         return self.scorer.preview(samples) if self.keep_previews else None, rewards
 
     def look_ahead(self, at: Boundary) -> LookAhead | None:
-        if self.ahead is None or at.index == 0 or not at.stochastic:
-            return None
-        return self.ahead if self.strategy.due(at) else None
+        return self.ahead if self.ahead and looks_ahead(self.strategy, at) else None
 
     def arrived(self, at: Boundary, z: Tensor) -> None:
         latents = self.of_living(z).to(self._dtype, copy=True)

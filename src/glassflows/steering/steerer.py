@@ -25,14 +25,7 @@ from ..scheduler.flow_match import GLASSFlowMatchScheduler
 from ..scheduler.glass import GLASSScheduler
 from ..scheduler.hooks import LookAhead
 from .arguments import check_generator, check_not_options, check_prompt
-from .budget import (
-    affordable_calls,
-    boundaries,
-    calls_away,
-    num_transitions,
-    part_starts,
-    proposals,
-)
+from .budget import affordable_calls, num_transitions, proposals
 from .calibration import (
     Calibration,
     Unmoved,
@@ -355,10 +348,8 @@ class Steerer:
         transitions = num_transitions(self.strategy, self.num_transitions, num_inference_steps)
         widths = self._widths()
         check_enough(widths, transitions)
-        run = boundaries(transitions, num_inference_steps)
-        away = calls_away(self.strategy, self._ahead(), run)
-        starts = part_starts(self.strategy, widths, run)
-        budgets = proposals(calls // num_prompts, num_inference_steps, widths, away, starts)
+        chain = num_inference_steps, transitions
+        budgets = proposals(calls // num_prompts, *chain, self.strategy, widths, self._ahead())
         for budget in budgets:  # from the largest on
             new = copy(self)
             new.num_particles, new.num_transitions = budget.num_particles, transitions

@@ -150,6 +150,11 @@ def worth(rewards: Tensor, reward_scale: Tensor) -> Tensor:
     return torch.where(reward_scale[:, None] < 0, -rewards, rewards)
 
 
+def looks_ahead(strategy: Strategy[Any], at: Boundary) -> bool:
+    """Return whether particles look ahead at a boundary: fresh noise follows, and it is due."""
+    return at.index > 0 and at.stochastic and strategy.due(at)
+
+
 def check_strategy(strategy: Any) -> None:
     """Raise ValueError unless an object has the methods of a strategy."""
     if isinstance(strategy, type):
