@@ -21,7 +21,7 @@ from steering import prompts_of, with_error
 
 from glassflows import BeamSearch, BestOfN, FeynmanKac, Halving, Steerer, SteeringResult
 from scenes import CALL, load_pipeline, load_reward
-from scenes.grammar import training_scene
+from scenes.grammar import training_prompts
 from scenes.verifier import verdicts
 
 CALLS, PARTICLES = 20, 8
@@ -30,11 +30,10 @@ LATE = FeynmanKac(reward_scale=2.0)
 
 def calibrated(pipe: Any, reward: Any, strategy: FeynmanKac, **options: Any) -> FeynmanKac:
     """Return a strategy with a calibration on training prompts."""
-    rng = np.random.default_rng(0)
-    prompts = [training_scene(rng).prompt for _ in range(32)]
     steerer = Steerer(pipe, reward, strategy, PARTICLES, num_transitions=5, **options)
     generator = torch.Generator().manual_seed(0)
-    calibration = steerer.calibrate(prompts, apply=False, num_inference_steps=CALLS, generator=generator, **CALL)
+    options = {"num_inference_steps": CALLS, "generator": generator, **CALL}
+    calibration = steerer.calibrate(training_prompts(32), apply=False, **options)
     print(calibration, file=sys.stderr, flush=True)
     return replace(strategy, calibration=calibration)
 

@@ -16,10 +16,10 @@ from glassflows import (
     GLASSScheduler,
     Ledger,
     MicroBatches,
-    RectifiedFlow,
     Steerer,
 )
 from glassflows.scheduler.hooks import Boundary
+from glassflows.steering.budget import boundaries
 from glassflows.steering.diversity import mean_distance
 
 LATE = 3.0  # times the reward scale: what was chosen for 8 particles of 20 calls (steering.json)
@@ -86,13 +86,13 @@ class Cost(NamedTuple):
 
 def cost(method: Method, calls: int) -> Cost:
     """Return what a prompt costs by a method of `calls` network calls a particle."""
-    boundaries: list[Boundary] = []
+    inner: list[Boundary] = []
     if method.scheduler is not None:
         total = min(method.scheduler["num_transitions"], calls)
-        boundaries = [Boundary(k, total, RectifiedFlow().level(k / total)) for k in range(1, total)]
+        inner = boundaries(total, calls)[1:]
     twisted = bool(method.twist)
-    scored = 1 + sum(twisted or method.strategy.due(at) for at in boundaries)
-    return Cost(calls, scored, scored, twisted * len(boundaries)).times(method.particles)
+    scored = 1 + sum(twisted or method.strategy.due(at) for at in inner)
+    return Cost(calls, scored, scored, twisted * len(inner)).times(method.particles)
 
 
 def estimate(chosen: dict[str, Method], calls: int, runs: int) -> str:

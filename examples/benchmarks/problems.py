@@ -22,7 +22,7 @@ from glassflows.rewards.images import normalised  # noqa: E402
 from oracles import GaussianMixture, reference  # noqa: E402
 from scenes import CALL, decoded, load_pipeline, load_reward  # noqa: E402
 from scenes.draw import draw  # noqa: E402
-from scenes.grammar import parse, training_scene  # noqa: E402
+from scenes.grammar import parse, training_prompts  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Scenes:
 
     def __init__(self, seed: int = 0) -> None:
         self.pipe = load_pipeline()
-        self.rng = np.random.default_rng(seed)
+        self.seed = seed
 
     def denoiser(self, number: int, guidance: float = 0.0) -> Denoiser:
         """Return a denoiser of `number` rows, each of its own prompt; repeated rows repeat the prompts."""
@@ -105,8 +105,7 @@ class Scenes:
 
     def prompts(self, number: int) -> list[str]:
         """Return the first prompts of the stream of training prompts, the same at every call."""
-        rng = np.random.default_rng(self.rng.bit_generator.seed_seq)  # type: ignore[attr-defined]
-        return [training_scene(rng).prompt for _ in range(number)]
+        return training_prompts(number, self.seed)
 
     def _embed(self, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         return self.pipe.encode_prompt(prompts, None, max_sequence_length=CALL["max_sequence_length"])

@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_map
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from native import dpm_solver, euler_maruyama, native_steered
+from paper_report import mean_and_error
 from problems import energy_distance
 
 from glassflows import BeamSearch, Halving
@@ -314,8 +315,8 @@ def best_of(number: int) -> np.ndarray:
 def pool(bench: Bench, name: str, steps: int) -> dict[str, np.ndarray]:
     """Return what best-of-N reaches on each reporting prompt for every N up to POOL, by measure, shape (POOL, P)."""
     samples = bench.plain_pool(name, steps)
-    order = np.argsort(-samples["reward"], axis=1, kind="stable")
-    return {measure: best_of(POOL) @ np.take_along_axis(value, order, 1).T for measure, value in samples.items()}
+    order, shares = np.argsort(-samples["reward"], axis=1, kind="stable"), best_of(POOL)
+    return {measure: shares @ np.take_along_axis(value, order, 1).T for measure, value in samples.items()}
 
 
 def needed(reached: np.ndarray, curves: Curves) -> float:
@@ -356,8 +357,8 @@ def needed_interval(reached: np.ndarray, curves: Curves, draws: int = 500) -> Ne
 
 def with_error(values: np.ndarray, form: str) -> str:
     """Return the mean of values (P,) of P prompts ± its standard error."""
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():{form}} ± {error:{form.removeprefix('+')}}"
+    mean, error = mean_and_error(values)
+    return f"{mean:{form}} ± {error:{form.removeprefix('+')}}"
 
 
 def table(
@@ -437,9 +438,9 @@ def main() -> None:
     args = parser.parse_args()
     bench, chosen = Bench(args.reward, args.out), load_chosen(args.reward)
     budgets = [Budget.parse(text) for text in args.budgets or BUDGETS[args.reward]]
+    first = Budget.parse(BUDGETS[args.reward][0])
     names = [name for name in bench.rows if not args.methods or name in args.methods]
     if args.part == "choose":
-        first = Budget.parse(BUDGETS[args.reward][0])
         for budget, name in product(sorted(budgets, key=lambda one: one != first), names):
             before = None if budget.steps or budget == first else load_chosen(args.reward).get(first, {}).get(name)
             if not (before or budget.steps or budget == first):
@@ -454,7 +455,7 @@ def main() -> None:
         print(f"{budget.title}, {name}, seed {seed}: drawn", file=sys.stderr, flush=True)
     if args.methods:
         return
-    split = [budget for budget in budgets if not budget.steps] or [Budget.parse(BUDGETS[args.reward][0])]
+    split = [budget for budget in budgets if not budget.steps] or [first]
     plain_rows = {(name, chosen[budget][name].steps) for budget in split for name, row in ROWS.items() if row.is_plain}
     pools = [(steps, pool(bench, name, steps)) for name, steps in sorted(plain_rows)]
     curves = {measure: [(steps, reached[measure]) for steps, reached in pools] for measure, _ in LABELS}

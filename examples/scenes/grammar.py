@@ -194,6 +194,12 @@ def training_scene(rng: np.random.Generator, mix: tuple[float, ...] = MIX) -> Sc
     return _drawn(draw, rng, held_out=False)
 
 
+def training_prompts(number: int, seed: int = 0) -> list[str]:
+    """Return the first prompts of a stream of the training split."""
+    rng = np.random.default_rng(seed)
+    return [training_scene(rng).prompt for _ in range(number)]
+
+
 def held_out_prompts(number: int, seed: int = 0) -> list[str]:
     """Return `number` prompts of one or two kinds of objects whose combination no model has seen, without sizes.
 

@@ -14,7 +14,7 @@ from glassflows import Calibration, FeynmanKac, GLASSScheduler, Steerer
 from glassflows.steering.diversity import mean_distance
 
 from . import CALL
-from .grammar import training_scene
+from .grammar import training_prompts
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,7 @@ def calibrated(number: int = 32) -> Method:
         steer = Steerer(pipe, reward, FeynmanKac(reward_scale=scale, start=0.0), num_transitions=transitions)
         key = spending.steps, transitions
         if key not in known:
-            rng = np.random.default_rng(0)
-            seen = [training_scene(rng).prompt for _ in range(number)]
-            generator = torch.Generator().manual_seed(0)
+            seen, generator = training_prompts(number), torch.Generator().manual_seed(0)
             known[key] = steer.calibrate(seen, num_inference_steps=spending.steps, generator=generator, **CALL)
         strategy = FeynmanKac(reward_scale=scale, start=0.0, calibration=known[key])
         return _population(Steerer(pipe, reward, strategy, num_transitions=transitions), prompts, spending, seed)

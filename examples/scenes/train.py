@@ -47,6 +47,7 @@ from .grammar import (
     held_out_prompts,
     near_miss,
     parse,
+    training_prompts,
     training_scene,
 )
 from .verifier import verdicts
@@ -196,9 +197,8 @@ def clip_logits(clip: CLIPModel, tokenizer, images: torch.Tensor, scenes: list[S
 
 
 def build_clip(dimensions: int) -> tuple[CLIPModel, CLIPProcessor]:
-    rng = np.random.default_rng(SEED)
-    prompts = [training_scene(rng).prompt for _ in range(5000)]
-    tokenizer = CLIPTokenizer(model_max_length=CLIP_LENGTH).train_new_from_iterator(prompts, vocab_size=400)
+    tokenizer = CLIPTokenizer(model_max_length=CLIP_LENGTH)
+    tokenizer = tokenizer.train_new_from_iterator(training_prompts(5000, SEED), vocab_size=400)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     tower = {"num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": dimensions}
     text = {"hidden_size": 96, "intermediate_size": 288, "max_position_embeddings": CLIP_LENGTH}
