@@ -18,6 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 import tiny
 from glassflows import BeamSearch, BestOfN, FeynmanKacSteerer, GLASSScheduler, Steerer, Twist
 from glassflows.flow.noise import RectifiedFlow
+from glassflows.flow.transition import transition
 from glassflows.scheduler.hooks import Boundary
 from glassflows.smc.weights import normalise
 from glassflows.steering import population, proposals
@@ -263,15 +264,17 @@ def test_each_setting_sees_a_wrong_weight(setting, wrong, monkeypatch):
 # ---- the equation --------------------------------------------------------------------------------
 
 
-def boundary(t=0.4, lam_end=1.3, data_scale=1.0):
-    return Boundary(2, 5, RectifiedFlow().level(t), num_calls=20, lam_end=lam_end, data_scale=data_scale)
+def boundary(t=0.4, t_next=0.6, data_scale=1.0):
+    chosen = transition(RectifiedFlow().level(t), RectifiedFlow().level(t_next), "ddpm")
+    return Boundary(2, 5, chosen.t, num_calls=20, transition=chosen, data_scale=data_scale)
 
 
-@pytest.mark.parametrize("lam_end", [1.3, math.inf])
-def test_mean(lam_end):
+@pytest.mark.parametrize("t_next", [0.6, 1.0])
+def test_mean(t_next):
     """m = s λ_r v λ̄ / √(1 + v λ̄²) ∇r, √v at λ̄ = ∞, in units of ẑ as the hook gets it."""
-    at = boundary(lam_end=lam_end, data_scale=0.5)
-    v = 1 / (1 + at.level.snr)
+    at = boundary(t_next=t_next, data_scale=0.5)
+    v, lam_end = 1 / (1 + at.level.snr), at.lam_end
+    assert math.isinf(lam_end) == (t_next == 1)
     response = math.sqrt(v) if math.isinf(lam_end) else v * lam_end / math.sqrt(1 + v * lam_end**2)
     gradient = torch.tensor([[0.3, -0.1], [0.0, 0.2]])
     m = Twist(0.7).mean(gradient, torch.tensor([2.0, -1.0]).double(), at)

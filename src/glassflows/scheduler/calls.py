@@ -147,6 +147,7 @@ class Timetable:
         if not transitions.on_native_grid:
             self.timesteps = native.timesteps(self._levels, grid)
             self.sigmas = native.sigmas([*self._levels, grid.levels[-1]])
+        self._excursions: dict[int, Excursions] = {}
         self._excursions = self._chosen(look_ahead)
         if self._excursions:
             self._insert_excursions()
@@ -291,6 +292,7 @@ class Timetable:
         noisy = [one and not _ends_in_prediction(b) for one, b in zip(drawn, blocks, strict=True)]
         stochastic = list(accumulate(reversed(noisy), or_))[::-1]  # from there on
         number = sum(len(block.steps) for block in blocks)
+        lengths = [len(b.steps) + self._away(k) for k, b in enumerate(blocks)]
         return [
             Boundary(
                 k,
@@ -298,12 +300,20 @@ class Timetable:
                 block.transition.t,
                 stochastic[k],
                 number,
-                block.transition.lam_end,
+                block.transition,
                 self._native.data_scale,
                 sum(stochastic),
+                begin + sum(lengths[:k]),
             )
             for k, block in enumerate(blocks)
         ]
+
+    def _away(self, k: int) -> int:
+        """Return the number of calls of the excursions from a boundary."""
+        if k not in self._excursions:
+            return 0
+        block, number = self._excursions[k]
+        return number * (len(block.steps) - 1)
 
     def _drawn(self, blocks: Sequence[Block], begin: int) -> list[bool]:
         """Return which of these transitions draw fresh noise."""

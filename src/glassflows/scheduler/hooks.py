@@ -14,6 +14,7 @@ from numbers import Integral
 from torch import Tensor
 
 from ..flow.noise import NoiseLevel
+from ..flow.transition import Transition
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Boundary:
         stochastic: Whether fresh noise of this or a later transition still matters. If not, equal
             rows stay equal to the end: in a transition to data of one call the end is ẑ itself.
         num_calls: Number of network calls of the run.
-        lam_end: λ̄ of the transition, √ of the precision with which its innovation measures z in
-            the end; infinite for a transition to data.
+        transition: The coefficients of the transition; None where no run is laid.
         data_scale: Units of ẑ, as a hook gets it, per standard deviation of the data.
         num_stochastic: How many boundaries of the run are stochastic, the first ones; None for all.
+        step: Index of its network call in `scheduler.timesteps`.
     """
 
     index: int
@@ -38,9 +39,18 @@ class Boundary:
     level: NoiseLevel
     stochastic: bool = True
     num_calls: int = 0
-    lam_end: float = math.inf
+    transition: Transition | None = None
     data_scale: float = 1.0
     num_stochastic: int | None = None
+    step: int = 0
+
+    @property
+    def lam_end(self) -> float:
+        """λ̄ of the transition, √ of the precision with which its innovation measures z in the end.
+
+        It is infinite for a transition to data.
+        """
+        return math.inf if self.transition is None else self.transition.lam_end
 
 
 @dataclass(frozen=True)
