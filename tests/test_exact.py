@@ -54,8 +54,9 @@ def steer(
     )
     pipe.scheduler.set_generator(tiny.seeded(1000 + seed))  # one for each of many rows takes long
     options = {"reward": first, "reward_scale": 2.0, "start": 0.0, "decode": lambda z: z} | options
+    call = {name: options.pop(name) for name in ("record", "select") if name in options}
     steerer = FeynmanKacSteerer(pipe, num_particles=particles, **options)
-    return steerer(prompt, num_inference_steps=steps, generator=tiny.seeded(seed), output_type="latent")
+    return steerer(prompt, num_inference_steps=steps, generator=tiny.seeded(seed), output_type="latent", **call)
 
 
 def mean(out):

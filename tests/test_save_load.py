@@ -187,7 +187,7 @@ def test_a_result_replaces_the_one_before(result, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     dataclasses.replace(result, images=noise(8, 4, 4, 3)).save(tmp_path)
     assert sorted(os.listdir(tmp_path))[-4:] == ["arrays.npz", "notes.txt", "samples.npy", "steering.json"]
-    few = dataclasses.replace(result, images=result.images[:2], order=result.order[:, :1], previews=None)
+    few = dataclasses.replace(result, images=result.images[:2], order=result.order[:, :1], previews=None, latents=None)
     check(few, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["000.png", "001.png", "notes.txt", "steering.json"]
     assert (tmp_path / "notes.txt").read_text() == "mine"

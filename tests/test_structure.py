@@ -23,7 +23,7 @@ ORDER = {  # within a storey each module may import those before it
     "host": "ledger outputs patch refusals inpainting batch decode network_rows microbatch run",
     "steering": (
         "arguments optional strategy widths budget calibration feynman_kac best_of_n search scorer proposals "
-        "population record display diversity result plotting steerer feynman_kac_steerer"
+        "trajectory population record display diversity samples result rollouts plotting steerer feynman_kac_steerer"
     ),
 }
 TORCH_ONLY = ("flow", "smc")

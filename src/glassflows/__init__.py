@@ -22,8 +22,11 @@ if TYPE_CHECKING:
         FeynmanKac,
         FeynmanKacSteerer,
         Halving,
+        Rollouts,
+        Samples,
         Steerer,
         SteeringResult,
+        Trajectories,
         Twist,
     )
 
@@ -42,10 +45,13 @@ __all__ = [
     "Ledger",
     "MicroBatches",
     "RectifiedFlow",
+    "Rollouts",
+    "Samples",
     "SchedulerMixin",
     "Solver",
     "Steerer",
     "SteeringResult",
+    "Trajectories",
     "Twist",
     "VarianceExploding",
     "VariancePreserving",
@@ -66,8 +72,11 @@ _LATER = {  # they import transformers
     "Halving": "steering",
     "Ledger": "host.ledger",
     "MicroBatches": "host.microbatch",
+    "Rollouts": "steering",
+    "Samples": "steering",
     "Steerer": "steering",
     "SteeringResult": "steering",
+    "Trajectories": "steering",
     "Twist": "steering",
 }
 

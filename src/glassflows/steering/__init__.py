@@ -6,9 +6,12 @@ from .feynman_kac import FeynmanKac
 from .feynman_kac_steerer import FeynmanKacSteerer
 from .proposals import Twist
 from .result import SteeringResult
+from .rollouts import Rollouts
+from .samples import Samples
 from .search import BeamSearch, Halving
 from .steerer import Steerer
 from .strategy import Decision, Outcome, Strategy
+from .trajectory import Trajectories
 
 __all__ = [
     "BeamSearch",
@@ -19,8 +22,11 @@ __all__ = [
     "FeynmanKacSteerer",
     "Halving",
     "Outcome",
+    "Rollouts",
+    "Samples",
     "Steerer",
     "SteeringResult",
     "Strategy",
+    "Trajectories",
     "Twist",
 ]

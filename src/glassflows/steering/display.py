@@ -76,8 +76,7 @@ def as_html(result: SteeringResult) -> str:
     line = html.escape(summary(result))
     if films is None:
         return f"<pre>rewards {', '.join(rewards)}\n{line}</pre>"
-    prompts = result.recipe["call"].get("prompt")
-    titles = [prompts] if isinstance(prompts, str) else prompts or []
+    titles = [prompt for prompt in result.prompts if prompt is not None]
     each = result.order.shape[1]
     animated = len(films[0]) > 1
     number = len(films) * (min(len(films[0]), _FRAMES) / 3 if animated else 1)

@@ -17,6 +17,7 @@ from ..smc.weights import log_mean
 from .proposals import Twist, log_ratio, per_row
 from .scorer import Scorer
 from .strategy import Decision, Outcome, Strategy, is_whole, looks_ahead, worth
+from .trajectory import Recorder, Trajectories
 
 Select = Literal["all", "best", "best_seen", "sample"]
 
@@ -72,6 +73,7 @@ class Population(TransitionHook):
         show: Shows values on a progress bar.
         twist: Moves particles along the gradient of the reward; None for not.
         ahead: Excursions from each scoring, whose ends are scored instead; None for none.
+        recorder: Writes transitions down; None for nobody.
 
     Attributes:
         alive: How many particles of each group live, the first slots; the others rest to the end.
@@ -88,6 +90,7 @@ class Population(TransitionHook):
         show: Callable[..., None],
         twist: Twist | None = None,
         ahead: LookAhead | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.strategy = strategy
         self.scorer = scorer
@@ -96,6 +99,7 @@ class Population(TransitionHook):
         self.show = show
         self.twist = twist
         self.ahead = ahead
+        self.recorder = recorder
         self.best_seen: Seen | None = None
         self._ends: list[Tensor] = []
         self._preview: Tensor | None = None
@@ -109,6 +113,13 @@ class Population(TransitionHook):
         self._mean: Tensor | None = None
 
     def at_boundary(self, at: Boundary, x_t: Tensor, z: Tensor) -> Tensor | None:
+        rows = self._rows_that_go_on(at, x_t, z)
+        if self.recorder is not None:
+            self.recorder.begin(at, x_t, z, rows)
+        return rows
+
+    def _rows_that_go_on(self, at: Boundary, x_t: Tensor, z: Tensor) -> Tensor | None:
+        """Return the rows that go on from a boundary; None for all as they are."""
         self._total, self._dtype = at.total, x_t.dtype
         self._gradient = self._mean = None
         if at.index == 0:  # from pure noise every prediction is nearly E[z]: nothing to score yet
@@ -206,6 +217,8 @@ class Population(TransitionHook):
         if self._mean is not None and reweigh is not None:
             ratio = log_ratio(self._mean, self.of_living(noise)).view(-1, self.alive)
             self._state = reweigh(self._state, ratio)
+        if self.recorder is not None:
+            self.recorder.drew(at, noise)
 
     def _scale(self, at: Boundary) -> Tensor:
         """Return λ_r as it counts at a boundary, shape (P, 1)."""
@@ -265,6 +278,18 @@ class Population(TransitionHook):
             "ess": _stacked([one.ess.double() for one in decisions], none[..., 0]),
             "previews": torch.stack(previews) if previews else None,
         }
+
+    def trajectories(self, order: Tensor, timesteps: Tensor) -> Trajectories | None:
+        """Return the transitions of final particles, if they were recorded.
+
+        Args:
+            order: Their slots, shape (P, n).
+            timesteps: What the network was told at each call of the run.
+        """
+        if self.recorder is None:
+            return None
+        past = self.history()
+        return self.recorder.trajectories(order, past["ancestors"], past["transitions"], timesteps)
 
     def _padded(self, values: Tensor, value: float) -> Tensor:
         """Return values of living particles, shape (P, W, …), with another one of K − W at rest."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..host.ledger import Ledger
 from .calibration import Calibration
+from .trajectory import Trajectories
 
 if TYPE_CHECKING:
     from .result import SteeringResult
@@ -94,6 +95,8 @@ def save(result: SteeringResult, folder: str | Path) -> Path:
     record["samples"] = _look(result.images) if exact else _look_of_films(films, result.images)
     record["others"] = _packed(result.others, arrays)
     record["previews"] = _packed(result.previews, arrays)
+    record["latents"] = _packed(result.latents, arrays)
+    record["trajectories"] = _packed(result.trajectories, arrays)
     record["recipe"] = result.recipe
     record["ledger"] = {**vars(result.ledger), "seconds": dict(result.ledger.seconds)}
     record["files"] = [*pictures, *[_SAMPLES] * exact, *[_ARRAYS] * bool(arrays)]
@@ -156,6 +159,7 @@ def load(folder: str | Path) -> dict[str, Any]:
         fields[name] = values if scorings else values.view(shapes.get(name, values.shape))
     seen = record.get("seen")
     fields["seen"] = None if seen is None else torch.tensor(seen, dtype=torch.float64)
+    trajectories = _unpacked(record.get("trajectories"), arrays)
     counts = {name: record["ledger"].get(name, 0) for name in _COUNTS}
     ledger = Ledger(**counts, seconds=defaultdict(float, record["ledger"]["seconds"]))
     return fields | {
@@ -165,6 +169,8 @@ def load(folder: str | Path) -> dict[str, Any]:
         "interrupted": record["interrupted"],
         "others": _unpacked(record["others"], arrays),
         "previews": _unpacked(record["previews"], arrays),
+        "latents": _unpacked(record.get("latents"), arrays),  # earlier versions kept none
+        "trajectories": None if trajectories is None else Trajectories(*trajectories),
         "recipe": record["recipe"],
         "ledger": ledger,
     }

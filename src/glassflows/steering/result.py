@@ -21,7 +21,9 @@ from . import record
 from .display import Film, as_html, summary
 from .diversity import num_lineages
 from .optional import needing_matplotlib
+from .samples import Samples, samples_of
 from .strategy import worth
+from .trajectory import Trajectories
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,6 +76,9 @@ class SteeringResult:
             (S, P · K, …), uint8 (latents and sound as floats), 0 where `scored` is NaN; None unless
             asked for.
         recipe: What reproduces the call: versions, options, arguments.
+        latents: What each of `images` was decoded from, the clean latents as the scheduler holds
+            them, shape (P · n, *event), on the CPU; None where an interrupted run took no step.
+        trajectories: The transitions that the particles of `images` took; None unless asked for.
     """
 
     images: Any
@@ -95,6 +100,16 @@ class SteeringResult:
     ledger: Ledger
     previews: Tensor | None
     recipe: dict[str, Any]
+    latents: Tensor | None = None
+    trajectories: Trajectories | None = None
+
+    @property
+    def prompts(self) -> tuple[str | None, ...]:
+        """The P prompts; None where only embeddings were given."""
+        given, number = self.recipe["call"].get("prompt"), len(self.rewards)
+        if given is None or isinstance(given, str):
+            return (given,) * number
+        return tuple(given)
 
     @property
     def frames(self) -> Any:
@@ -145,6 +160,14 @@ class SteeringResult:
         for ancestors in self.ancestors[:, prompt].flip(0):
             slots.append(int(ancestors[slots[-1]]))
         return slots[::-1]
+
+    def samples(self) -> Samples:
+        """Return the samples as rows for training, one for each of `images`.
+
+        Raises:
+            ValueError: if there are no latents.
+        """
+        return samples_of(self)
 
     def plot(self, prompt: int = 0) -> Any:
         """Draw the genealogy of a prompt's particles, ESS and rewards, as a matplotlib figure.

@@ -42,6 +42,7 @@ from .record import recipe
 from .result import SteeringResult
 from .scorer import Reward, Scorer, check_reward, load_reward
 from .strategy import Strategy, check_strategy, check_whole, is_whole, worth
+from .trajectory import Recorder
 from .widths import check_enough
 
 if TYPE_CHECKING:
@@ -171,7 +172,12 @@ class Steerer:
         self._strategy = strategy
 
     def __call__(
-        self, prompt: str | Sequence[str] | None = None, *, select: Select = "all", **kwargs: Any
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        select: Select = "all",
+        record: bool = False,
+        **kwargs: Any,
     ) -> SteeringResult:
         """Draw and steer K images per prompt.
 
@@ -182,6 +188,9 @@ class Steerer:
                 "best_seen" the best of each among these and all ends of excursions (`look_ahead`),
                 "sample" draws among them by their final weights (particles may occur twice). The
                 best is the best one for the target: of a negative λ_r that of the lowest reward.
+            record: Whether the result keeps the `trajectories` of its samples, for policy-gradient
+                trainers: states, what was drawn of them, means and standard deviations. Every
+                transition has to be of one network call.
             kwargs: The pipeline's own keyword arguments (`num_inference_steps`, `generator`,
                 `output_type`, `height`, `callback_on_step_end` …). `num_images_per_prompt` is how
                 many are returned of each prompt, of those that live in the end. A list of
@@ -191,7 +200,8 @@ class Steerer:
         Raises:
             ValueError: if `output_type` or `select` is unknown, more images are wanted than there
                 are particles, the pipeline cannot be steered, there are as many images as
-                particles, or the reward does not return one finite score per particle.
+                particles, the reward does not return one finite score per particle, or transitions
+                of several network calls are to be recorded.
             TypeError: for an argument that belongs to the constructor.
             RuntimeError: if a steered call of the same pipeline is under way.
 
@@ -204,6 +214,12 @@ class Steerer:
         check_generator(kwargs.get("generator"))
         as_tuple = not kwargs.pop("return_dict", True)
         wanted = self._wanted(select, kwargs)
+        if record and select == "best_seen":
+            raise ValueError(
+                'record: expected samples of the chain itself, got select="best_seen", which may '
+                'return ends of excursions: take select="best"'
+            )
+        recorder = Recorder() if record else None
         given = kwargs if prompt is None else {"prompt": prompt, **kwargs}
         if self._ahead() is not None:
             check_counts_no_steps(self.pipe, given)
@@ -221,7 +237,10 @@ class Steerer:
             self.reward,
             self.strategy,
             self._options(),
-            given | wanted._asdict() | {"num_images_per_prompt": number},
+            given
+            | wanted._asdict()
+            | {"num_images_per_prompt": number}
+            | ({"record": True} if record else {}),
         )
         decode: Any = run.decoder() if self.decode is None else self.decode
         scorer = Scorer(
@@ -235,14 +254,21 @@ class Steerer:
         )
         shape = (len(run.prompts) // self.num_particles, self.num_particles)
         population = Population(
-            self.strategy, scorer, shape, self.previews, run.show, self._twist(), self._ahead()
+            self.strategy,
+            scorer,
+            shape,
+            self.previews,
+            run.show,
+            self._twist(),
+            self._ahead(),
+            recorder,
         )
         load_reward(self.reward)
         with ledger.timing("total"):
             # as floats, so that the reward sees no rounding
             output_type = "latent" if wanted.output_type == "latent" else "np"
             drawn = run(scheduler, population, output_type, self._own_decoder())
-            result = self._result(run, drawn, population, wanted, written)
+            result = self._result(run, drawn, population, wanted, written, scheduler.timesteps)
         return (result.images, result) if as_tuple else result  # type: ignore[return-value]
 
     def calibrate(
@@ -482,6 +508,7 @@ class Steerer:
         population: Population,
         wanted: _Wanted,
         written: dict[str, Any],
+        timesteps: torch.Tensor,
     ) -> SteeringResult:
         """Weigh the final samples by their own rewards and put everything together."""
         scorer = population.scorer
@@ -492,6 +519,7 @@ class Steerer:
         number = wanted.num_images_per_prompt or population.alive
         order = population.order(wanted.select, rewards, outcome, number)
         rows, output, seen = population.rows(order), drawn.samples, population.best_seen
+        latents = None if drawn.latents is None else drawn.latents.cpu()[rows]
         if wanted.select == "best_seen" and seen is None and not drawn.interrupted:
             warn(
                 f'select="best_seen": {self.strategy!r} scored no particles on the way, so none of '
@@ -503,6 +531,7 @@ class Steerer:
             better = worth(seen.rewards[:, None], outcome.reward_scale)[:, 0] > best
             if better.any():
                 output = self._with_best_seen(run, drawn, seen.latents[better], rows[better])
+                latents[better] = seen.latents[better].to(latents)  # type: ignore[index, arg-type]
             order = torch.where(better[:, None], -1, order)
         return SteeringResult(
             images=rows_of_output(output, rows, wanted.output_type),
@@ -518,6 +547,8 @@ class Steerer:
             interrupted=drawn.interrupted,
             ledger=scorer.ledger,
             recipe=written,
+            latents=latents,
+            trajectories=population.trajectories(order, timesteps),
             **population.history(),
         )
 
