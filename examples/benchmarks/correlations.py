@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from problems import Scenes, cloud, energy_distance
+from problems import Scenes, cloud
 from transitions import chain
 
 from glassflows import renewal
+from scenes.distance import energy_distance
 from scenes.grammar import hard_prompts
 from scenes.methods import Spending, feynman_kac, steered
 from scenes.verifier import verdicts

@@ -16,13 +16,14 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from problems import PROBLEMS, Mixture, Scenes, energy_distance
+from problems import PROBLEMS, Mixture, Scenes
 from torch import Tensor
 from transitions import euler_maruyama
 
 from glassflows import sample_posterior, sample_transition
 from glassflows.flow.sample import Denoiser
 from scenes import decoded
+from scenes.distance import energy_distance
 
 CALLS = (2, 4, 8, 16)
 TIME = 0.4

@@ -169,13 +169,3 @@ PROBLEMS: dict[str, Callable[[int], Mixture | Scenes]] = {  # from a seed, which
     "16-D mixture": lambda seed: cloud(),
     "scenes": Scenes,
 }
-
-
-def energy_distance(a: Tensor, b: Tensor) -> float:
-    """Return 2 E|a − b| − E|a − a′| − E|b − b′| of two samples, unbiased: it scatters about 0 for equal laws."""
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-
-    def within(x: Tensor) -> Tensor:
-        return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
-
-    return float(2 * torch.cdist(a, b).mean() - within(a) - within(b))

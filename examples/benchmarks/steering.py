@@ -21,7 +21,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, wraps
+from functools import wraps
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,12 +34,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from native import dpm_solver, euler_maruyama, native_steered
 from paper_report import mean_and_error
-from problems import energy_distance
 
 from glassflows import BeamSearch, Halving
 from scenes import load_pipeline, load_reward
-from scenes.draw import draw
-from scenes.grammar import hard_prompts, parse
+from scenes.distance import distances
+from scenes.grammar import hard_prompts
 from scenes.methods import Method, Population, Spending, ancestral, calibrated, feynman_kac, ours, plain, steered
 from scenes.verifier import RuleReward, other_verdicts, verdicts
 
@@ -215,33 +214,13 @@ class Bench:
             "reward": population.rewards[:, 0],
             "right": right[:, 0],
             "all right": right.mean(1),
-            "distance": self.distances(population.images, prompts),
+            "distance": distances(self.pipe.vae, population.images, prompts),
             "lineages": population.lineages,
             "diversity": population.diversity,
             "calls": np.full(number, population.calls),
             "reward calls": np.full(number, population.reward_calls),
             "seconds": np.full(number, population.seconds / number),
         }
-
-    def distances(self, images: np.ndarray, prompts: list[str]) -> np.ndarray:
-        """Return the energy distance of each prompt's images (P, K, …) to real scenes, in the autoencoder's latents."""
-        if images.shape[1] == 1:
-            return np.full(len(prompts), np.nan)
-        drawn = self.encoded(images.reshape(-1, *images.shape[2:])).unflatten(0, images.shape[:2])
-        return np.array(
-            [energy_distance(mine, real) for mine, real in zip(drawn, self.real(tuple(prompts)), strict=True)]
-        )
-
-    @cache  # noqa: B019
-    def real(self, prompts: tuple[str, ...], number: int = 64) -> torch.Tensor:
-        rng = np.random.default_rng(0)
-        images = np.stack([draw(parse(prompt), rng) for prompt in prompts for _ in range(number)])
-        return self.encoded(images).unflatten(0, (len(prompts), number))
-
-    @torch.no_grad()
-    def encoded(self, images: np.ndarray) -> torch.Tensor:
-        parts = torch.from_numpy(images).split(256)
-        return torch.cat([self.pipe.vae.encode(2 * part - 1).latent_dist.mode().flatten(1) for part in parts])
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SASolverScheduler
-from problems import PROBLEMS, ROOT, Mixture, Scenes, energy_distance
+from problems import PROBLEMS, ROOT, Mixture, Scenes
 from torch import Tensor
 
 from glassflows import sample
 from glassflows.flow.sample import Denoiser
+from scenes.distance import energy_distance
 
 TRANSITIONS = 5
 CALLS = (6, 10, 20, 40)
