@@ -18,12 +18,13 @@ STANDS_ON = {  # storey: what it may import
 ORDER = {  # within a storey each module may import those before it
     "flow": "noise denoise transition solver timetable state sample",
     "smc": "weights resampling potentials filter",
-    "rewards": "images model open_clip clip aesthetic image_reward vlm compose adapters",
+    "rewards": "images resemblance model open_clip clip aesthetic image_reward vlm compose adapters",
     "scheduler": "hooks supported config coordinates native calls noise_source progress glass flow_match",
     "host": "ledger outputs patch refusals inpainting batch decode network_rows microbatch run",
     "steering": (
         "arguments optional strategy widths budget calibration feynman_kac best_of_n search scorer proposals "
-        "trajectory population record display diversity samples result rollouts plotting steerer feynman_kac_steerer"
+        "trajectory population record display diversity samples result rollouts plotting steerer feynman_kac_steerer "
+        "comparison"
     ),
 }
 TORCH_ONLY = ("flow", "smc")
@@ -77,7 +78,7 @@ def test_arrows_point_down(storey, name):
         root = module.split(".")[0]
         if level == 1:
             # a figure is drawn by a result or a calibration that is asked for it
-            drawn = name in ("result", "calibration") and root == "plotting"
+            drawn = name in ("result", "calibration", "comparison") and root == "plotting"
             assert root in below or drawn, f"{storey}/{name} imports {module}"
         elif level == 2:
             assert root in STANDS_ON[storey], f"{storey}/{name} imports {module}"

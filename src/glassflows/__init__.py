@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         BeamSearch,
         BestOfN,
         Calibration,
+        Comparison,
         FeynmanKac,
         FeynmanKacSteerer,
         Halving,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         SteeringResult,
         Trajectories,
         Twist,
+        compare,
     )
 
 # so that model_index.json reads ["glassflows", "GLASSScheduler"]
@@ -37,6 +39,7 @@ __all__ = [
     "BeamSearch",
     "BestOfN",
     "Calibration",
+    "Comparison",
     "FeynmanKac",
     "FeynmanKacSteerer",
     "GLASSFlowMatchScheduler",
@@ -55,6 +58,7 @@ __all__ = [
     "Twist",
     "VarianceExploding",
     "VariancePreserving",
+    "compare",
     "renewal",
     "rewards",
     "sample",
@@ -67,6 +71,7 @@ _LATER = {  # they import transformers
     "BeamSearch": "steering",
     "BestOfN": "steering",
     "Calibration": "steering",
+    "Comparison": "steering",
     "FeynmanKac": "steering",
     "FeynmanKacSteerer": "steering",
     "Halving": "steering",
@@ -78,6 +83,7 @@ _LATER = {  # they import transformers
     "SteeringResult": "steering",
     "Trajectories": "steering",
     "Twist": "steering",
+    "compare": "steering",
 }
 
 

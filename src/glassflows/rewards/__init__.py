@@ -8,6 +8,7 @@ from .aesthetic import AestheticScore
 from .clip import CLIPScore, HPSv2, PickScore
 from .compose import Negate, Product, Standardize, Sum
 from .image_reward import ImageReward
+from .resemblance import Resemblance
 from .vlm import VLMReward
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Negate",
     "PickScore",
     "Product",
+    "Resemblance",
     "Standardize",
     "Sum",
     "VLMReward",

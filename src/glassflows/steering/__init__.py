@@ -2,6 +2,7 @@
 
 from .best_of_n import BestOfN
 from .calibration import Calibration
+from .comparison import Comparison, compare
 from .feynman_kac import FeynmanKac
 from .feynman_kac_steerer import FeynmanKacSteerer
 from .proposals import Twist
@@ -17,6 +18,7 @@ __all__ = [
     "BeamSearch",
     "BestOfN",
     "Calibration",
+    "Comparison",
     "Decision",
     "FeynmanKac",
     "FeynmanKacSteerer",
@@ -29,4 +31,5 @@ __all__ = [
     "Strategy",
     "Trajectories",
     "Twist",
+    "compare",
 ]

@@ -85,14 +85,18 @@ def as_html(result: SteeringResult) -> str:
     for i, (film, reward) in enumerate(zip(films, rewards, strict=True)):
         if i % each == 0 and titles:
             cells.append(f"<p>{html.escape(str(titles[i // each]))}</p>")
-        kind, picture = film.thumbnail(side)
-        source = base64.b64encode(picture).decode()
         cells.append(
-            f'<figure style="display:inline-block;margin:4px">'
-            f'<img src="data:image/{kind};base64,{source}" style="max-width:256px">'
+            f'<figure style="display:inline-block;margin:4px">{image_tag(film, side)}'
             f"<figcaption>{reward}</figcaption></figure>"
         )
     return "".join(cells)
+
+
+def image_tag(film: Film, side: int) -> str:
+    """Return a film as an HTML image, its longer side at the most `side` pixels."""
+    kind, picture = film.thumbnail(side)
+    source = base64.b64encode(picture).decode()
+    return f'<img src="data:image/{kind};base64,{source}" style="max-width:256px">'
 
 
 def variety(lineages: float, diversity: float) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -61,6 +62,36 @@ def genealogy(result: Any, prompt: int = 0) -> Figure:
     drawing.curves(result.ess[:, prompt].numpy())
     drawing.title(variety(int(result.lineages[prompt]), float(result.diversity[prompt])))
     return drawing.figure
+
+
+def contact_sheet(results: Mapping[str, Any]) -> Figure:
+    """Draw the first image of each prompt, a row for each, by several steerers, a column for each.
+
+    Args:
+        results: The result of each steerer, which returned one image of each prompt.
+
+    Raises:
+        ValueError: if the results hold no images.
+    """
+    films = {name: result.films() for name, result in results.items()}
+    if not all(films.values()):
+        raise ValueError("plot: expected images or videos, got latents or sound: set output_type")
+    first = next(iter(results.values()))
+    height, width = len(first.prompts), len(results)
+    figure = OwnFigure(2.0 * width + 1.6, 2.15 * height + 0.3)
+    axes = figure.subplots(height, width, squeeze=False)
+    for column, (name, result) in enumerate(results.items()):
+        axes[0, column].set_title(name, fontsize=9)
+        for axis, film, score in zip(
+            axes[:, column], films[name], labels(result.image_rewards.tolist()), strict=True
+        ):
+            axis.imshow(np.asarray(film[len(film) // 2].convert("RGB")))
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(score, fontsize=8)
+    for axis, prompt in zip(axes[:, 0], first.prompts, strict=True):
+        text = textwrap.fill(str(prompt), 22)
+        axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
+    return figure
 
 
 def calibration_curves(calibration: Any) -> Figure:
