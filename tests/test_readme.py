@@ -27,7 +27,15 @@ IN_PLACE_OF = {  # what stands in the README: what runs here
 @pytest.mark.slow
 @tiny.TRANSFORMERS_5
 @pytest.mark.parametrize(
-    "path", ["README.md", "docs/hooks.md", "docs/rewards.md", "docs/steering.md", "examples/scenes/README.md"]
+    "path",
+    [
+        "README.md",
+        "docs/finetuning.md",
+        "docs/hooks.md",
+        "docs/rewards.md",
+        "docs/steering.md",
+        "examples/scenes/README.md",
+    ],
 )
 def test_blocks_run(path, monkeypatch, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(), re.MULTILINE | re.DOTALL)
@@ -41,7 +49,7 @@ def test_blocks_run(path, monkeypatch, tmp_path):
     for block in blocks:
         for written, run in IN_PLACE_OF.items():
             block = block.replace(written, run)
-        block = re.sub(r'\.save\("(.*?)"\)', lambda m: f'.save("{tmp_path}/{m[1]}")', block)
+        block = re.sub(r'(\.save|Rollouts)\("(.*?)"\)', lambda m: f'{m[1]}("{tmp_path}/{m[2]}")', block)
         exec(compile(block, path, "exec"), names)
 
 
