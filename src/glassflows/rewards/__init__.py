@@ -25,3 +25,7 @@ __all__ = [
     "VLMReward",
     "as_reward",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

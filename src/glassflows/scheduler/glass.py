@@ -20,6 +20,7 @@ from torch import Tensor
 from ..flow.solver import InnerGrid, Solver
 from ..flow.state import InnerState, inner_step, start
 from ..flow.transition import Correlations, check_correlations
+from ..signatures import passing_on
 from . import config as configs
 from .calls import Call, FirstTransition, Timetable, Transitions
 from .hooks import Boundary, NetworkCall, TransitionHook
@@ -536,3 +537,8 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` in the argument order of flow-matching schedulers."""
         return self.add_noise(sample, noise, timestep)
+
+
+for _method in (GLASSScheduler.from_config, GLASSScheduler.from_scheduler):
+    _function: Any = _method.__func__  # type: ignore[attr-defined]
+    _function.__signature__ = passing_on(_function, GLASSScheduler.__init__)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ..host.decode import Decode
 from ..host.microbatch import BATCH_SIZE_OPTIONS, MicroBatches
+from ..signatures import passing_on
 from ..smc.potentials import Potential
 from .calibration import Calibration
 from .feynman_kac import FeynmanKac, RewardScale
@@ -104,3 +105,4 @@ for _field in fields(FeynmanKac):
     setattr(FeynmanKacSteerer, _field.name, _field_of("strategy", _field.name))
 for _name, _option in BATCH_SIZE_OPTIONS.items():
     setattr(FeynmanKacSteerer, _option, _field_of("batches", _name))
+FeynmanKacSteerer.__init__.__signature__ = passing_on(FeynmanKacSteerer.__init__, FeynmanKac)  # type: ignore[attr-defined]

@@ -24,6 +24,7 @@ from ..host.run import Drawn, PipelineRun
 from ..scheduler.flow_match import GLASSFlowMatchScheduler
 from ..scheduler.glass import GLASSScheduler
 from ..scheduler.hooks import LookAhead
+from ..signatures import passing_on
 from .arguments import check_generator, check_not_options, check_prompt
 from .budget import affordable_calls, num_transitions, proposals
 from .calibration import (
@@ -58,6 +59,15 @@ class _Wanted(NamedTuple):
     output_type: str
     select: Select
     num_images_per_prompt: int | None
+
+
+class _OfItsPipeline:
+    """The signature of a steerer's calls, which has the keyword arguments of its pipeline."""
+
+    def __get__(self, steerer: Steerer | None, cls: type) -> inspect.Signature:
+        if steerer is None:  # that of the class is its constructor's
+            raise AttributeError("__signature__")
+        return passing_on(steerer.__call__, steerer.pipe.__call__)
 
 
 class Steerer:
@@ -98,6 +108,8 @@ class Steerer:
             the pipeline cannot be steered or its scheduler has no GLASS counterpart. Options that
             are set later are checked in the call.
     """
+
+    __signature__ = _OfItsPipeline()
 
     def __init__(
         self,
