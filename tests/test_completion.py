@@ -1,6 +1,7 @@
 """What a notebook completes: the pipeline's own arguments, options, rewards."""
 
 import inspect
+import re
 
 import pytest
 
@@ -65,3 +66,57 @@ def test_ipython_completes_them(flux):
     assert "max_sequence_length=" in completed("steer(max_seq")
     assert "num_transitions=" in completed("GLASSScheduler.from_config(num_tr")
     assert [name.rsplit(".")[-1] for name in completed("rewards.Pick")] == ["PickScore"]
+
+
+# ---- pictures while a run is on --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """Note what a notebook is shown: a page, and those that take its place."""
+    display = pytest.importorskip("IPython.display")
+    pages = []
+
+    class Handle:
+        def update(self, content):
+            pages.append(content.data)
+
+    def shown(content, display_id):
+        assert display_id is True
+        pages.append(content.data)
+        return Handle()
+
+    monkeypatch.setattr("IPython.get_ipython", object)
+    monkeypatch.setattr(display, "display", shown)
+    return pages
+
+
+@pytest.mark.parametrize("options", [{}, {"look_ahead": 1}, {"twist": 0.5}, {"widths": (8, 4, 2)}])
+def test_every_scoring_is_shown(flux, notebook, options):
+    options = {"reward_scale": 1.0} | options
+    if "widths" in options:
+        options["num_particles"] = 8
+    out = flux.steer(["a cat", "a <dog>"], display=True, **options)
+    assert len(notebook) == len(out.transitions) == 2
+    assert [f"transition {at + 1} of 3" in page for at, page in zip(out.transitions, notebook, strict=True)] == [
+        True
+    ] * 2
+    assert [page.count("<img") for page in notebook] == [8, 8]  # the best four of each
+    assert all("a &lt;dog&gt;" in page for page in notebook)
+    assert out.previews is None
+    first = [float(score) for score in re.findall("<figcaption>(.*?)<", notebook[0])]
+    for prompt in range(2):
+        some = first[4 * prompt : 4 * prompt + 4]
+        assert some == pytest.approx(sorted(out.scored[0, prompt].tolist(), reverse=True)[:4], rel=1e-2)
+    assert out == flux.steer(["a cat", "a <dog>"], **options)
+
+
+def test_the_best_is_that_of_the_target(flux, notebook):
+    out = flux.steer(display=True, reward_scale=-1.0)
+    first = [float(score) for score in re.findall("<figcaption>(.*?)<", notebook[0])]
+    assert first == pytest.approx(sorted(out.scored[0, 0].tolist()), rel=1e-2)
+
+
+def test_outside_of_a_notebook(flux):
+    with pytest.raises(ValueError, match="expected a notebook.*previews=True"):
+        flux.steer(display=True)

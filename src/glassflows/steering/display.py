@@ -12,8 +12,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from PIL import features
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
+from torch import Tensor
+
+from ..scheduler.hooks import Boundary
 
 if TYPE_CHECKING:
     from .result import SteeringResult
@@ -22,6 +27,7 @@ _PIXELS = 8 * 256**2
 """Of all pictures together: some 400 kB of noise, the worst case, and far less of images."""
 
 _FRAMES = 12
+_SHOWN = 4  # particles of each prompt while a run is on
 
 
 class Film(list[Image]):
@@ -58,6 +64,82 @@ class Film(list[Image]):
         return "jpeg", buffer.getvalue()
 
 
+class Live:
+    """Shows in a notebook what is predicted as it is scored, the best of each prompt first.
+
+    Args:
+        prompts: The prompt of each group; None where only embeddings were given.
+
+    Raises:
+        ValueError: outside of a notebook.
+    """
+
+    def __init__(self, prompts: Sequence[Any]) -> None:
+        self.prompts = prompts
+        self._handle: Any = None
+        try:
+            from IPython import get_ipython
+
+            shell = get_ipython()
+        except ImportError:
+            shell = None
+        if shell is None:
+            raise ValueError(
+                "display: expected a notebook, got none to show pictures in: leave it out, or take "
+                "previews=True, which keeps them"
+            )
+
+    def __call__(self, at: Boundary, seen: Tensor, rewards: Tensor, worth: Tensor) -> None:
+        """Show a scoring in the place of the one before.
+
+        Args:
+            at: The boundary.
+            seen: What the reward saw, bytes, shape (P · W, …); of latents and sound nothing but
+                their rewards is shown.
+            rewards: Shape (P, W).
+            worth: Rewards as the strategy counts them, higher for better, shape (P, W).
+        """
+        from IPython.display import HTML, display
+
+        content = HTML(self.page(at, seen, rewards, worth))
+        if self._handle is None:
+            self._handle = display(content, display_id=True)
+        else:
+            self._handle.update(content)
+
+    def page(self, at: Boundary, seen: Tensor, rewards: Tensor, worth: Tensor) -> str:
+        """Return a scoring as HTML."""
+        parts = [f"<p>transition {at.index + 1} of {at.total}</p>"]
+        best = worth.argsort(dim=1, descending=True, stable=True)[:, :_SHOWN]
+        for prompt, slots, scores, some in zip(
+            self.prompts, best, rewards, seen.unflatten(0, rewards.shape), strict=True
+        ):
+            parts.append(f"<p>{html.escape(str(prompt or ''))}</p>")
+            written = labels(scores[slots].tolist())
+            for slot, score in zip(slots.tolist(), written, strict=True):
+                picture = as_picture(some[slot])
+                if not isinstance(picture, list | Image):
+                    parts.append(f"{score} ")
+                    continue
+                film = Film(picture if isinstance(picture, list) else [picture])
+                parts.append(_figure(film, 160, score))
+        return "".join(parts)
+
+
+def as_picture(image: Tensor) -> Any:
+    """Return a PIL image of bytes (3, H, W), a list of them of a video; an array of other data."""
+    if image.dtype != torch.uint8:
+        return as_array(image)
+    if image.ndim == 4:
+        return [as_picture(frame) for frame in image]
+    return fromarray(image.movedim(0, -1).squeeze(-1).contiguous().numpy())
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as an array; numpy knows no bfloat16, of which floats are made."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
 def labels(scores: Sequence[float]) -> list[str]:
     """Return scores as texts, with as many digits as tell apart what differs.
 
@@ -85,11 +167,14 @@ def as_html(result: SteeringResult) -> str:
     for i, (film, reward) in enumerate(zip(films, rewards, strict=True)):
         if i % each == 0 and titles:
             cells.append(f"<p>{html.escape(str(titles[i // each]))}</p>")
-        cells.append(
-            f'<figure style="display:inline-block;margin:4px">{image_tag(film, side)}'
-            f"<figcaption>{reward}</figcaption></figure>"
-        )
+        cells.append(_figure(film, side, reward))
     return "".join(cells)
+
+
+def _figure(film: Film, side: int, caption: str) -> str:
+    style = "display:inline-block;margin:4px"
+    caption = f"<figcaption>{caption}</figcaption>"
+    return f'<figure style="{style}">{image_tag(film, side)}{caption}</figure>'
 
 
 def image_tag(film: Film, side: int) -> str:

@@ -74,6 +74,8 @@ class Population(TransitionHook):
         twist: Moves particles along the gradient of the reward; None for not.
         ahead: Excursions from each scoring, whose ends are scored instead; None for none.
         recorder: Writes transitions down; None for nobody.
+        watch: Is told a boundary, what the reward saw there, the rewards (P, W) and what they are
+            worth (P, W); None for nobody.
 
     Attributes:
         alive: How many particles of each group live, the first slots; the others rest to the end.
@@ -91,6 +93,7 @@ class Population(TransitionHook):
         twist: Twist | None = None,
         ahead: LookAhead | None = None,
         recorder: Recorder | None = None,
+        watch: Callable[[Boundary, Tensor, Tensor, Tensor], None] | None = None,
     ) -> None:
         self.strategy = strategy
         self.scorer = scorer
@@ -100,6 +103,7 @@ class Population(TransitionHook):
         self.twist = twist
         self.ahead = ahead
         self.recorder = recorder
+        self.watch = watch
         self.best_seen: Seen | None = None
         self._ends: list[Tensor] = []
         self._preview: Tensor | None = None
@@ -130,8 +134,12 @@ class Population(TransitionHook):
             return None
         preview, rewards = self._scored(at, self.of_living(z))
         self._state, decision = self.strategy.step(self._state, rewards, at, self._generators)
-        self.scorings.append(Scoring(at.index, rewards, decision, preview))
-        best = (rewards if decision.worth is None else decision.worth).argmax()
+        good = rewards if decision.worth is None else decision.worth
+        if self.watch is not None and preview is not None:
+            self.watch(at, preview, rewards, good)
+        kept = preview if self.keep_previews else None
+        self.scorings.append(Scoring(at.index, rewards, decision, kept))
+        best = good.argmax()
         self.show(
             reward=f"{float(rewards.flatten()[best]):.4g}", ess=f"{float(decision.ess.mean()):.1f}"
         )
@@ -169,7 +177,7 @@ class Population(TransitionHook):
         return rows if living is None else rows[living.to(rows.device)]
 
     def _scored(self, at: Boundary, z: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return what is kept of denoised predictions as the reward sees them, and their rewards.
+        """Return denoised predictions as the reward sees them, where wanted, and their rewards.
 
         Their gradients are taken on the way where they are needed. Where excursions have come back,
         the rewards are those of their ends.
@@ -180,10 +188,15 @@ class Population(TransitionHook):
         if self.twist is None or not at.stochastic:
             samples = self.scorer.decoded(z.to(self._dtype, copy=True))
             # the reward may write into what it gets
-            preview = self.scorer.preview(samples) if self.keep_previews else None
+            preview = self._previewed(samples)
             return preview, self.scorer.score(samples)
         samples, rewards, self._gradient = self.scorer.graded(z, self._dtype)
-        return self.scorer.preview(samples) if self.keep_previews else None, rewards
+        return self._previewed(samples), rewards
+
+    def _previewed(self, samples: Tensor) -> Tensor | None:
+        """Return what the reward sees as it is kept or shown; None for neither."""
+        wanted = self.keep_previews or self.watch is not None
+        return self.scorer.preview(samples) if wanted else None
 
     def look_ahead(self, at: Boundary) -> LookAhead | None:
         return self.ahead if self.ahead and looks_ahead(self.strategy, at) else None
@@ -191,8 +204,8 @@ class Population(TransitionHook):
     def arrived(self, at: Boundary, z: Tensor) -> None:
         latents = self.of_living(z).to(self._dtype, copy=True)
         samples = self.scorer.decoded(latents.clone())  # which a decoder may write into
-        if self.keep_previews and not self._ends:
-            self._preview = self.scorer.preview(samples)
+        if not self._ends:
+            self._preview = self._previewed(samples)
         rewards = self.scorer.score(samples)
         self._ends.append(rewards)
         good = worth(rewards, self._target(at)[:, 0])

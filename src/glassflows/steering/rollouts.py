@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .display import as_array, as_picture
 from .result import SteeringResult
-from .samples import Samples, as_array, as_picture, best_and_worst
+from .samples import Samples, best_and_worst
 from .trajectory import Trajectories
 
 _LINES = "rollouts.jsonl"

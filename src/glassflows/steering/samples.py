@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL.Image import fromarray
 from torch import Tensor
 
+from .display import as_array, as_picture
 from .strategy import worth
 from .trajectory import Trajectories
 
@@ -135,20 +135,6 @@ def best_and_worst(
         for some in members.values()
     ]
     return [(best, worst) for best, worst in ends if worth[best] - worth[worst] > margin]
-
-
-def as_picture(image: Tensor) -> Any:
-    """Return a PIL image of bytes (3, H, W), a list of them of a video; an array of other data."""
-    if image.dtype != torch.uint8:
-        return as_array(image)
-    if image.ndim == 4:
-        return [as_picture(frame) for frame in image]
-    return fromarray(image.movedim(0, -1).squeeze(-1).contiguous().numpy())
-
-
-def as_array(tensor: Tensor) -> np.ndarray:
-    """Return a tensor as an array; numpy knows no bfloat16, of which floats are made."""
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _as_bytes(result: SteeringResult) -> Tensor:

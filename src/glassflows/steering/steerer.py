@@ -35,6 +35,7 @@ from .calibration import (
     check_transitions,
     warn_if_few,
 )
+from .display import Live
 from .diversity import mean_distance
 from .feynman_kac import FeynmanKac, check_calibrates
 from .population import Population, Select
@@ -189,6 +190,7 @@ class Steerer:
         *,
         select: Select = "all",
         record: bool = False,
+        display: bool = False,
         **kwargs: Any,
     ) -> SteeringResult:
         """Draw and steer K images per prompt.
@@ -203,6 +205,8 @@ class Steerer:
             record: Whether the result keeps the `trajectories` of its samples, for policy-gradient
                 trainers: states, what was drawn of them, means and standard deviations. Every
                 transition has to be of one network call.
+            display: Whether a notebook shows the best decoded predictions at every scoring, in the
+                place of those before.
             kwargs: The pipeline's own keyword arguments (`num_inference_steps`, `generator`,
                 `output_type`, `height`, `callback_on_step_end` …). `num_images_per_prompt` is how
                 many are returned of each prompt, of those that live in the end. A list of
@@ -274,6 +278,7 @@ class Steerer:
             self._twist(),
             self._ahead(),
             recorder,
+            Live(run.prompts[:: self.num_particles]) if display else None,
         )
         load_reward(self.reward)
         with ledger.timing("total"):
