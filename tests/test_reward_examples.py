@@ -17,7 +17,8 @@ from PIL import Image
 import checkpoints
 import custom_reward
 import tiny
-import verify_rewards
+from glassflows.commands import verify_rewards
+from glassflows.commands.main import main
 from glassflows.rewards import HPSv2
 from glassflows.rewards.open_clip import clip_from_open_clip
 
@@ -116,9 +117,8 @@ def test_verification(tmp_path, monkeypatch):
     for value, right in (([24.57], True), ([20.0], False)):
         check = (torch.tensor([24.6]), torch.tensor(value), 0.05)
         monkeypatch.setitem(verify_rewards.CHECKS, "CLIPScore", lambda check=check: check)
-        monkeypatch.setattr("sys.argv", ["verify_rewards.py", "CLIPScore"])
         if right:
-            verify_rewards.main()
+            main(["verify-rewards", "CLIPScore"])
         else:
             with pytest.raises(SystemExit, match="CLIPScore: not what is published"):
-                verify_rewards.main()
+                main(["verify-rewards", "CLIPScore"])

@@ -181,7 +181,7 @@ def image_tag(film: Film, side: int) -> str:
     """Return a film as an HTML image, its longer side at the most `side` pixels."""
     kind, picture = film.thumbnail(side)
     source = base64.b64encode(picture).decode()
-    return f'<img src="data:image/{kind};base64,{source}" style="max-width:256px">'
+    return f'<img src="data:image/{kind};base64,{source}" style="min-width:96px;max-width:256px">'
 
 
 def variety(lineages: float, diversity: float) -> str:

@@ -1,24 +1,24 @@
-"""Hold the rewards, with the public checkpoints, to what their authors published; downloads up to 4 GB each.
+"""`glassflows verify-rewards`: rewards with their public checkpoints against what is published.
 
-    python examples/verify_rewards.py CLIPScore PickScore HPSv2 AestheticScore ImageReward
-
-A reward with a published example value is held to it (CLIPScore, ImageReward); PickScore to its model card's recipe,
-transformers' own processor and model; HPSv2's reading of open_clip's checkpoint of version 2.0 to its public conversion
-to transformers. Of AestheticScore no example value is published: it should lie between 4 and 7 for a photograph.
+A reward with a published example value is held to it (CLIPScore, ImageReward); PickScore to its
+model card's recipe, transformers' own processor and model; HPSv2's reading of open_clip's
+checkpoint of version 2.0 to its public conversion to transformers. Of AestheticScore no example
+value is published: it should lie between 4 and 7 for a photograph. Checkpoints of up to 4 GB each
+are downloaded.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from urllib.request import urlopen
 
-import requests
 import torch
 from PIL import Image
 from torch import Tensor
 
-from glassflows.rewards import AestheticScore, CLIPScore, HPSv2, ImageReward, PickScore
+from ..rewards import AestheticScore, CLIPScore, HPSv2, ImageReward, PickScore
 
 CATS = "http://images.cocodataset.org/val2017/000000039769.jpg"
 OCEANS = "https://raw.githubusercontent.com/THUDM/ImageReward/main/assets/images/{}.webp"
@@ -28,9 +28,8 @@ CAT_AND_DOG = ["a photo of a cat", "a photo of a dog"]
 
 def picture(url: str) -> Image.Image:
     """Return a picture of the web."""
-    answer = requests.get(url, timeout=60)
-    answer.raise_for_status()
-    return Image.open(io.BytesIO(answer.content)).convert("RGB")
+    with urlopen(url, timeout=60) as answer:
+        return Image.open(io.BytesIO(answer.read())).convert("RGB")
 
 
 def clip_score() -> tuple[Tensor, Tensor, float]:
@@ -40,21 +39,33 @@ def clip_score() -> tuple[Tensor, Tensor, float]:
 
 
 def pick_score(
-    model: str = "yuvalkirstain/PickScore_v1", processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    model: str = "yuvalkirstain/PickScore_v1",
+    processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
 ) -> tuple[Tensor, Tensor, float]:
     """From the model card: exp(s) · cos of transformers' own processor and model."""
     from transformers import CLIPModel, CLIPProcessor
 
     cats = picture(CATS)
-    clip, prepare = CLIPModel.from_pretrained(model).float().eval(), CLIPProcessor.from_pretrained(processor)
-    inputs = prepare(text=CAT_AND_DOG, images=cats, padding=True, truncation=True, return_tensors="pt")
+    clip, prepare = (
+        CLIPModel.from_pretrained(model).float().eval(),
+        CLIPProcessor.from_pretrained(processor),
+    )
+    inputs = prepare(
+        text=CAT_AND_DOG, images=cats, padding=True, truncation=True, return_tensors="pt"
+    )
     with torch.no_grad():
         expected = clip(**inputs).logits_per_image[0]
-    return PickScore.from_pretrained(model, processor=processor)([cats] * 2, CAT_AND_DOG), expected, 0.05
+    return (
+        PickScore.from_pretrained(model, processor=processor)([cats] * 2, CAT_AND_DOG),
+        expected,
+        0.05,
+    )
 
 
-def hpsv2(checkpoint: str | None = None, converted: str = "adams-story/HPSv2-hf") -> tuple[Tensor, Tensor, float]:
-    """Version 2.0, of which both formats are public; version 2.1 is read as its open_clip checkpoint is."""
+def hpsv2(
+    checkpoint: str | None = None, converted: str = "adams-story/HPSv2-hf"
+) -> tuple[Tensor, Tensor, float]:
+    """Version 2.0, of which both formats are public; 2.1 is read as its open_clip checkpoint is."""
     from huggingface_hub import hf_hub_download
 
     given = ([picture(CATS)] * 2, CAT_AND_DOG)
@@ -73,7 +84,9 @@ def aesthetic_score() -> tuple[Tensor, Tensor, float]:
 def image_reward() -> tuple[Tensor, Tensor, float]:
     """From the README of ImageReward: four oceans."""
     oceans = [picture(OCEANS.format(i)) for i in range(1, 5)]
-    expected = torch.tensor([0.5811622738838196, 0.2745276093482971, -1.4131819009780884, -2.029569625854492])
+    expected = torch.tensor(
+        [0.5811622738838196, 0.2745276093482971, -1.4131819009780884, -2.029569625854492]
+    )
     return ImageReward()(oceans, [OCEAN] * 4), expected, 0.05
 
 
@@ -86,18 +99,18 @@ CHECKS: dict[str, Callable[[], tuple[Tensor, Tensor, float]]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rewards", nargs="+", choices=CHECKS)
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("rewards", nargs="*", choices=[*CHECKS, []], help="all if none is named")
+
+
+def run(args: Namespace) -> None:
+    """Print what each reward gives and what is published; exit with an error if they differ."""
     failed = []
-    for name in parser.parse_args().rewards:
+    for name in args.rewards or CHECKS:
         got, expected, tolerance = CHECKS[name]()
         right = bool(((got - expected).abs() <= tolerance).all())
-        print(f"{name}: {got.tolist()}, published {expected.tolist()} ± {tolerance}: {'right' if right else 'WRONG'}")
+        verdict = "right" if right else "WRONG"
+        print(f"{name}: {got.tolist()}, published {expected.tolist()} ± {tolerance}: {verdict}")
         failed += [] if right else [name]
     if failed:
         raise SystemExit(f"{', '.join(failed)}: not what is published")
-
-
-if __name__ == "__main__":
-    main()

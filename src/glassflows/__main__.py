@@ -1,0 +1,5 @@
+"""`python -m glassflows`."""
+
+from .commands.main import main
+
+main()

@@ -1,0 +1,27 @@
+"""`glassflows COMMAND …`, also as `python -m glassflows`."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+
+from . import steer, verify_rewards
+
+COMMANDS = {"steer": steer, "verify-rewards": verify_rewards}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        arguments: Of the command line; those of the process if None.
+    """
+    parser = ArgumentParser("glassflows", description="Steer pipelines of diffusers by a reward.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        described = (module.__doc__ or "").partition(": ")[2]
+        command = commands.add_parser(name, help=described.splitlines()[0], description=described)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    args = parser.parse_args(arguments)
+    args.run(args)

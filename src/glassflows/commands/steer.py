@@ -1,0 +1,140 @@
+"""`glassflows steer`: steer a pipeline of diffusers by a reward, and save the images."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from .. import rewards
+from ..steering import FeynmanKacSteerer
+
+REWARDS = {
+    name.lower(): name
+    for name in ("CLIPScore", "PickScore", "HPSv2", "AestheticScore", "ImageReward")
+}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, help="a pipeline: name on the Hub, or folder")
+    add("--prompt", action="append", default=[], help="may be given several times")
+    add("--prompts", type=Path, metavar="FILE", help="or one prompt on each line of a file")
+    add(
+        "--reward",
+        required=True,
+        type=_reward,
+        help=f"one of {', '.join(REWARDS)}; or MODULE:NAME, a function of images and prompts",
+    )
+    add("--reward-model", metavar="MODEL", help="its checkpoint, if not the usual one")
+    add("--out", type=Path, required=True, help="a folder in it for each prompt")
+    add("--particles", type=int, default=8, help="of each prompt (%(default)s)")
+    add("--images", type=int, default=1, help="images that are kept of each prompt (%(default)s)")
+    add("--steps", type=int, help="network calls of each particle; the pipeline's own if left out")
+    add("--transitions", type=int, help="stochastic transitions of these steps")
+    add("--reward-scale", type=_scale, metavar="NUMBER", help='λ_r, or "auto"; the reward\'s own')
+    add("--twist", type=float, default=0.0, help="strength of the reward's gradient (%(default)s)")
+    add("--look-ahead", type=int, default=0, help="network calls of each look (%(default)s)")
+    add("--particle-batch-size", type=int, help="particles that the networks see at a time")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the first prompt; the next has the next (%(default)s)",
+    )
+    add("--device", default=_device(), help="(%(default)s)")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), help="as in the files if left out")
+    add("--offload", action="store_true", help="keep what is not at work off the accelerator")
+    add(
+        "--call",
+        nargs="+",
+        type=_argument,
+        default=[],
+        action="extend",
+        metavar="NAME=VALUE",
+        help="further arguments of the pipeline, such as height=768 guidance_scale=3.5",
+    )
+
+
+def run(args: Namespace) -> None:
+    """Steer one prompt after another; each result is saved in a folder of its own."""
+    prompts = list(args.prompt)
+    if args.prompts is not None:
+        prompts += [line for line in args.prompts.read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise SystemExit("glassflows steer: expected --prompt or --prompts, got neither")
+    options: dict[str, Any] = (
+        {} if args.dtype is None else {"torch_dtype": getattr(torch, args.dtype)}
+    )
+    pipe = DiffusionPipeline.from_pretrained(args.model, **options)
+    if args.offload:
+        pipe.enable_model_cpu_offload(device=args.device)
+    else:
+        pipe.to(args.device)
+    steer = FeynmanKacSteerer(
+        pipe,
+        args.reward(args.reward_model, args.device),
+        args.particles,
+        num_transitions=args.transitions,
+        particle_batch_size=args.particle_batch_size,
+        twist=args.twist,
+        look_ahead=args.look_ahead,
+        reward_scale=args.reward_scale,
+    )
+    call = dict(args.call)
+    if args.steps is not None:
+        call["num_inference_steps"] = args.steps
+    for i, prompt in enumerate(prompts):
+        generator = torch.Generator().manual_seed(args.seed + i)
+        out = steer(
+            prompt, select="best", num_images_per_prompt=args.images, generator=generator, **call
+        )
+        folder = out.save(args.out / f"{i:04d}")
+        best, mean = float(out.image_rewards[0]), float(out.rewards.mean())
+        print(f"{folder}: reward {best:.4g}, of {args.particles} on average {mean:.4g}: {prompt}")
+
+
+def _device() -> str:
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def _scale(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """Return name and value of NAME=VALUE; what is no Python literal is a text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _reward(text: str) -> Any:
+    """Return what makes the reward of a name, from (checkpoint, device)."""
+    if text.lower() in REWARDS:
+        cls = getattr(rewards, REWARDS[text.lower()])
+        return lambda model, device: cls(*[model] * (model is not None), device=device)
+    module, colon, name = text.partition(":")
+    if not colon:
+        raise ArgumentTypeError(
+            f"expected one of {', '.join(REWARDS)}, or MODULE:NAME, got {text!r}"
+        )
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ArgumentTypeError(str(error)) from error
+    return lambda model, device: function
