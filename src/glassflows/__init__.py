@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         compare,
     )
 
+__version__ = "0.2.0"
+
 # so that model_index.json reads ["glassflows", "GLASSScheduler"]
 GLASSScheduler.__module__ = GLASSFlowMatchScheduler.__module__ = "glassflows"
 

@@ -320,8 +320,10 @@ def _film(path: Path, number: int, mode: str) -> list[Image]:
 
 def versions() -> dict[str, str]:
     """Return the versions a result depends on; "unknown" for a package that is not installed."""
-    found = {}
-    for name in ("glassflows", "torch", "diffusers", "transformers", "numpy"):
+    from .. import __version__
+
+    found = {"glassflows": __version__}
+    for name in ("torch", "diffusers", "transformers", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # it is run from source
