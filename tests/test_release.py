@@ -54,5 +54,6 @@ def test_release(tmp_path):
     assert told.split()[:2] == [glassflows.__version__, "4"]
 
 
-def test_the_changelog_has_the_version():
-    assert f"\n## {glassflows.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+@pytest.mark.parametrize(("name", "written"), [("CHANGELOG.md", "\n## {}"), ("CITATION.cff", "\nversion: {}\n")])
+def test_what_names_the_version_names_this_one(name, written):
+    assert written.format(glassflows.__version__) in (ROOT / name).read_text()
