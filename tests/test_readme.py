@@ -30,6 +30,7 @@ IN_PLACE_OF = {  # what stands in the README: what runs here
     "path",
     [
         "README.md",
+        "docs/editing.md",
         "docs/finetuning.md",
         "docs/hooks.md",
         "docs/rewards.md",
