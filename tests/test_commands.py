@@ -66,7 +66,6 @@ def test_a_reward_of_ones_own(tmp_path, monkeypatch):
         ([*STEER, "--reward", "nowhere:nice", "--out", "x"], "No module named 'nowhere'"),
         ([*STEER, *BY_CLIP, "--out", "x", "--call", "height"], "expected NAME=VALUE, got 'height'"),
         (["steer", *BY_CLIP, "--out", "x"], "--model"),
-        (["verify-rewards", "Nice"], "invalid choice: 'Nice'"),
         ([], "COMMAND"),
     ],
 )
@@ -76,9 +75,39 @@ def test_wrong_arguments(arguments, complaint, capsys):
     assert re.search(complaint, capsys.readouterr().err)
 
 
-def test_no_prompt(tmp_path):
-    with pytest.raises(SystemExit, match="expected --prompt or --prompts"):
-        main([*STEER, *BY_CLIP, "--out", str(tmp_path)])
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "glassflows steer: expected --prompt or --prompts"),
+        (["--prompts", "nowhere.txt"], "No such file.*nowhere.txt"),
+        (["--prompt", "a", "--call", "record=True"], "--call: expected no record"),
+        (["--prompt", "a", "--images", "5"], "--images: expected at most --particles 4"),
+        (["--prompt", "a", "--model", "nowhere/nothing"], "nowhere/nothing"),
+        (["--prompt", "a", "--call", "heigth=32"], "heigth"),
+    ],
+)
+@tiny.TRANSFORMERS_5
+def test_what_fails_says_why(arguments, complaint, tmp_path):
+    with pytest.raises(SystemExit, match=complaint):
+        main([*STEER, *BY_CLIP, "--out", str(tmp_path), *arguments])
+
+
+def test_other_files_are_seen_before_anything_is_drawn(tmp_path):
+    (tmp_path / "0000").mkdir()
+    (tmp_path / "0000" / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="expected folders of results, got .*0000 with other files"):
+        main(["steer", "--model", "nowhere", *BY_CLIP, "--prompt", "a", "--out", str(tmp_path)])
+
+
+def test_a_function_has_no_checkpoint(tmp_path):
+    arguments = ["--reward", "math:sqrt", "--reward-model", "x", "--prompt", "a", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="--reward-model: expected none for math:sqrt"):
+        main([*STEER, *arguments])
+
+
+def test_unknown_rewards():
+    with pytest.raises(SystemExit, match="verify-rewards: expected some of CLIPScore.*got Nice"):
+        main(["verify-rewards", "Nice"])
 
 
 @pytest.mark.slow

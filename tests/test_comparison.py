@@ -102,7 +102,14 @@ def test_latents_have_a_table_alone(flux):
 @pytest.mark.parametrize(
     ("given", "error", "complaint"),
     [
-        ({"steerers": {}}, ValueError, "expected at least one"),
+        ({"steerers": {}}, ValueError, "expected some by name.*got {}"),
+        ({"steerers": ["a list"]}, ValueError, r"expected some by name.*got \['a list'\]"),
+        ({"judges": {"reward": darkness}}, ValueError, "judges: expected other names than reward"),
+        (
+            {"judges": {"few": lambda images, prompts: [1.0, 2.0]}},
+            ValueError,
+            r"few returned shape \(2,\).*shape \(3,\)",
+        ),
         ({"select": "all"}, TypeError, "select: expected no such argument"),
         ({"network_calls": 36}, ValueError, "num_inference_steps: expected a number"),
         ({"network_calls": 6, "num_inference_steps": 6}, ValueError, "pays for 6 network calls"),

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,8 +19,10 @@ def test_calls_show_the_arguments_of_the_pipeline(toy):
     for steer in (toy.steerer(), Steerer(toy.pipe, tiny.brightness)):
         shown = names(steer)
         assert shown[:3] == ["prompt", "select", "record"]
-        assert set(names(toy.pipe.__call__)) <= {*shown}
-        assert shown[-1] == "kwargs"
+        assert {*names(toy.pipe.__call__)} - {"kwargs"} <= {*shown}
+        assert "kwargs" not in shown
+        defaults = inspect.signature(steer).parameters
+        assert defaults["num_images_per_prompt"].default is None  # all of them, not one
 
 
 def test_calls_follow_the_pipeline(flux, sd):
@@ -42,7 +45,8 @@ def test_classes_show_their_constructors():
 def test_makers_show_options(make):
     assert {"num_transitions", "correlation", "first_transition", "solver_order"} <= {*names(make)}
     assert names(make)[0] in ("config", "scheduler")
-    assert "self" not in names(make)
+    assert not {"self", "native"} & {*names(make)}
+    assert ("options" in names(make)) == (make.__name__ == "from_config")  # native keys, such as shift
 
 
 def test_rewards_show_rewards_alone():
@@ -86,7 +90,7 @@ def notebook(monkeypatch):
         pages.append(content.data)
         return Handle()
 
-    monkeypatch.setattr("IPython.get_ipython", object)
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=object()))
     monkeypatch.setattr(display, "display", shown)
     return pages
 

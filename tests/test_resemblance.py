@@ -59,6 +59,18 @@ def test_gradients_lead_to_the_picture():
     assert float((gradient * (picture - other).detach()).sum()) > 0
 
 
+def test_half_precision():
+    """Sums and gradients are those of float32."""
+    picture, mask = pictures(1, 64, 64), torch.ones(1, 1, 64, 64)
+    images = pictures(2, 64, 64, seed=1).half()
+    expected = Resemblance(picture)(images.float())
+    torch.testing.assert_close(Resemblance(picture, mask)(images), expected, atol=1e-2, rtol=0)
+    same = picture.half().float().half().requires_grad_()
+    (gradient,) = torch.autograd.grad(Resemblance(same.detach().float())(same).sum(), same)
+    assert gradient.isfinite().all()
+    assert repr(Resemblance(picture, mask)) == "Resemblance(a picture, within a mask)"
+
+
 def test_it_steers_an_edit(toy):
     """Particles that are chosen by it are nearer to the picture."""
     height, width = 16, 24
@@ -80,6 +92,12 @@ def test_it_steers_an_edit(toy):
             "which have a picture, got 'a dog'",
         ),
         (lambda: Resemblance({"a cat": pictures(1)})(pictures(2)), "got None"),
+        (
+            lambda: Resemblance({"a cat": pictures(1)})(pictures(2), ["a cat"]),
+            "expected one for each of 2 images, got 1",
+        ),
+        (lambda: Resemblance({"a cat": pictures(1)})(pictures(1), [{"a": "dict"}]), "got {'a': 'dict'}"),
+        (lambda: Resemblance({}), "expected one for each prompt"),
     ],
 )
 def test_refusals(call, complaint):

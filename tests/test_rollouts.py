@@ -60,6 +60,12 @@ def test_latents_are_what_images_are_decoded_from(make):
     torch.testing.assert_close((images / 2 + 0.5).clamp(0, 1), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("make", [tiny.flux_inpaint, tiny.sd_inpaint])
+def test_latents_of_inpainting_hold_what_is_kept(make):
+    out = tiny.Toy(make).steer(reward_scale=1, output_type="latent")
+    torch.testing.assert_close(out.latents, out.images, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("output_type", ["np", "pt"])
 def test_pictures_of_every_form_are_bytes(flux, result, output_type):
     out = flux.steer(PROMPTS, reward_scale=1, ess_threshold=1, output_type=output_type)
@@ -222,12 +228,27 @@ def test_pairs_of_a_folder(flux, tmp_path):
     assert all(rollouts[i]["prompt"] == rollouts[j]["prompt"] for i, j in pairs)
 
 
-def test_a_data_loader_reads_it(result, tmp_path):
+def test_a_data_loader_reads_it(flux, result, tmp_path):
+    """Calls of several numbers of scorings, too, and prompts that are not known."""
     rollouts = Rollouts(tmp_path)
     rollouts.add(result)
-    batch = next(iter(torch.utils.data.DataLoader(rollouts, batch_size=8)))
-    assert torch.equal(batch["latents"], result.latents)
-    assert batch["prompt"] == list(result.samples().prompts)
+    rollouts.add(flux.steer("a bird", num_transitions=2))
+    rollouts.add(dataclasses.replace(result.samples(), prompts=(None,) * 8))
+    batch = next(iter(torch.utils.data.DataLoader(rollouts, batch_size=20, collate_fn=rollouts.collate)))
+    assert torch.equal(batch["latents"][:8], result.latents)
+    assert batch["prompt"] == [*result.samples().prompts, *["a bird"] * 4, *[None] * 8]
+    assert [len(lineage) for lineage in batch["lineage"]] == [3] * 8 + [2] * 4 + [3] * 8
+    with pytest.raises(TypeError, match="slice"):
+        rollouts[:2]
+
+
+def test_keys_may_be_numbers(result, tmp_path):
+    rollouts = Rollouts(tmp_path)
+    assert 3 not in rollouts
+    rollouts.add(result, key=3)
+    assert 3 in rollouts
+    assert 3 in Rollouts(tmp_path)
+    assert not rollouts.add(result, key="3")
 
 
 def test_datasets_read_it(result, tmp_path):

@@ -168,6 +168,9 @@ def test_half_precision(flux):
     assert taken.x_t.dtype == torch.bfloat16
     noise = (taken.x_next.double() - taken.mean.double()) / taken.std.view(-1, 1, 1, 1)
     torch.testing.assert_close(noise.square().mean((1, 2, 3)), torch.ones(len(noise)).double(), atol=0.05, rtol=0)
+    for i in range(len(taken.steps)):  # the same ẑ gives the same density
+        z = (taken.mean[i] - float(taken.gamma[i]) * taken.x_t[i].float()) / float(taken.alpha[i])
+        torch.testing.assert_close(taken.log_prob_of(i, z), taken.log_prob[i], atol=1e-2, rtol=0)
 
 
 def test_results_are_the_same_unrecorded(flux):

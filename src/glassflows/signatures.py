@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from inspect import Parameter, Signature
 from typing import Any
 
 
-def passing_on(function: Callable[..., Any], *others: Callable[..., Any]) -> Signature:
-    """Return the signature of a function with those of others among its keyword arguments.
+def passing_on(
+    function: Callable[..., Any],
+    other: Callable[..., Any],
+    but: Collection[str] = (),
+    *,
+    keep: bool = False,
+) -> Signature:
+    """Return the signature of a function with the arguments of another in place of its `**kwargs`.
 
     Args:
-        function: Passes keyword arguments on, `**kwargs`.
-        others: What takes them.
+        function: Passes keyword arguments on.
+        other: What takes them.
+        but: Names of those that it does not pass on.
+        keep: Whether it takes yet others, so that `**kwargs` stays.
     """
-    own = list(inspect.signature(function).parameters.values())
-    named = {one.name: one for one in own if one.kind is not Parameter.VAR_KEYWORD}
-    rest = [one for one in own if one.kind is Parameter.VAR_KEYWORD]
-    for other in others:
-        for name, one in inspect.signature(other).parameters.items():
-            if name != "self" and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
-                named.setdefault(name, one.replace(kind=Parameter.KEYWORD_ONLY))
-    return Signature([*named.values(), *rest])
+    own, more = (inspect.signature(one).parameters for one in (function, other))
+    shown = {name: one for name, one in own.items() if one.kind is not Parameter.VAR_KEYWORD}
+    for name, one in more.items():
+        if name not in ("self", *but) and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+            shown.setdefault(name, one.replace(kind=Parameter.KEYWORD_ONLY))
+    rest = [one for one in own.values() if keep and one.kind is Parameter.VAR_KEYWORD]
+    return Signature([*shown.values(), *rest])

@@ -23,5 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = commands.add_parser(name, help=described.splitlines()[0], description=described)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
+        command.set_defaults(prog=command.prog)
     args = parser.parse_args(arguments)
-    args.run(args)
+    try:
+        args.run(args)
+    except (ValueError, TypeError, OSError) as error:
+        raise SystemExit(f"{args.prog}: {error}") from error

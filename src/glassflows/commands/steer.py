@@ -21,6 +21,17 @@ REWARDS = {
 }
 
 
+_OWN = {
+    "prompt",
+    "select",
+    "record",
+    "display",
+    "num_images_per_prompt",
+    "generator",
+    "return_dict",
+}
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help="a pipeline: name on the Hub, or folder")
@@ -66,9 +77,21 @@ def run(args: Namespace) -> None:
     """Steer one prompt after another; each result is saved in a folder of its own."""
     prompts = list(args.prompt)
     if args.prompts is not None:
-        prompts += [line for line in args.prompts.read_text().splitlines() if line.strip()]
+        lines = args.prompts.read_text(encoding="utf-8").splitlines()
+        prompts += [line for line in lines if line.strip()]
     if not prompts:
-        raise SystemExit("glassflows steer: expected --prompt or --prompts, got neither")
+        raise ValueError("expected --prompt or --prompts, got neither")
+    call = dict(args.call)
+    if taken := _OWN & call.keys():
+        raise ValueError(f"--call: expected no {', '.join(sorted(taken))}, which options set")
+    if args.steps is not None:
+        call["num_inference_steps"] = args.steps
+    if args.images > args.particles:
+        raise ValueError(f"--images: expected at most --particles {args.particles}")
+    folders = [args.out / f"{i:04d}" for i in range(len(prompts))]
+    for folder in folders:  # before anything is drawn
+        if folder.exists() and any(folder.iterdir()) and not (folder / "steering.json").exists():
+            raise ValueError(f"--out: expected folders of results, got {folder} with other files")
     options: dict[str, Any] = (
         {} if args.dtype is None else {"torch_dtype": getattr(torch, args.dtype)}
     )
@@ -87,15 +110,12 @@ def run(args: Namespace) -> None:
         look_ahead=args.look_ahead,
         reward_scale=args.reward_scale,
     )
-    call = dict(args.call)
-    if args.steps is not None:
-        call["num_inference_steps"] = args.steps
-    for i, prompt in enumerate(prompts):
+    for i, (prompt, folder) in enumerate(zip(prompts, folders, strict=True)):
         generator = torch.Generator().manual_seed(args.seed + i)
         out = steer(
             prompt, select="best", num_images_per_prompt=args.images, generator=generator, **call
         )
-        folder = out.save(args.out / f"{i:04d}")
+        out.save(folder)
         best, mean = float(out.image_rewards[0]), float(out.rewards.mean())
         print(f"{folder}: reward {best:.4g}, of {args.particles} on average {mean:.4g}: {prompt}")
 
@@ -137,4 +157,10 @@ def _reward(text: str) -> Any:
         function = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ArgumentTypeError(str(error)) from error
-    return lambda model, device: function
+
+    def made(model: str | None, device: str) -> Any:
+        if model is not None:
+            raise ValueError(f"--reward-model: expected none for {text}, a function")
+        return function
+
+    return made

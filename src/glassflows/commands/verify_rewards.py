@@ -100,11 +100,15 @@ CHECKS: dict[str, Callable[[], tuple[Tensor, Tensor, float]]] = {
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("rewards", nargs="*", choices=[*CHECKS, []], help="all if none is named")
+    names = ", ".join(CHECKS)
+    parser.add_argument("rewards", nargs="*", metavar="REWARD", help=f"of {names}; all if left out")
 
 
 def run(args: Namespace) -> None:
     """Print what each reward gives and what is published; exit with an error if they differ."""
+    unknown = [name for name in args.rewards if name not in CHECKS]
+    if unknown:
+        raise ValueError(f"expected some of {', '.join(CHECKS)}, got {unknown[0]}")
     failed = []
     for name in args.rewards or CHECKS:
         got, expected, tolerance = CHECKS[name]()

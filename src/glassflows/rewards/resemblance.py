@@ -19,8 +19,8 @@ class Resemblance:
     Args:
         picture: The picture, as PIL image or tensor (1, 3, H, W) in [0, 1]; or one for each prompt,
             by the prompt.
-        mask: Where images are compared, as PIL image or tensor (1, 3, H, W): 1 (white) for where, 0
-            for where not, and weights between. None compares everywhere.
+        mask: Where images are compared, as PIL image or tensor (1, 1, H, W) or (1, 3, H, W): 1
+            (white) for where, 0 for where not, and weights between. None compares everywhere.
 
     Pictures and mask are scaled to the size of the images.
 
@@ -42,21 +42,28 @@ class Resemblance:
         self._by_prompt: dict[str, Tensor] | None = None
         self._picture: Tensor | None = None
         if isinstance(picture, Mapping):
+            if not picture:
+                raise ValueError("picture: expected one for each prompt by name, got none")
             self._by_prompt = {prompt: _one(image, "picture") for prompt, image in picture.items()}
         else:
             self._picture = _one(picture, "picture")
+        if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[1] == 1:
+            mask = mask.expand(-1, 3, -1, -1)
         self._mask = None if mask is None else _one(mask, "mask").mean(1, keepdim=True)
         if self._mask is not None and not self._mask.sum() > 0:
             raise ValueError("mask: expected white where images are compared, got none anywhere")
+
+    def __repr__(self) -> str:
+        what = "a picture" if self._by_prompt is None else f"{len(self._by_prompt)} pictures"
+        return f"Resemblance({what}{'' if self._mask is None else ', within a mask'})"
 
     def __call__(self, images: Images, prompts: Sequence[str | None] | None = None) -> Tensor:
         """Return the scores, shape (N,)."""
         tensors = as_tensors(images)
         if len(tensors) > 1:
             raise ValueError("images: expected PIL images of one size, got several sizes")
-        (x,) = tensors
-        y = self._pictures(prompts, len(x), x).to(x)
-        squares = (x - y).square().mean(1)
+        x = tensors[0].float()
+        squares = (x - self._pictures(prompts, x).to(x)).square().mean(1)
         if self._mask is None:
             mean = squares.mean((1, 2))
         else:
@@ -64,13 +71,15 @@ class Resemblance:
             mean = (weights * squares).sum((1, 2)) / weights.sum()
         return -100 * (mean + 1e-12).sqrt()  # whose gradient is finite where images are the same
 
-    def _pictures(self, prompts: Sequence[str | None] | None, number: int, x: Tensor) -> Tensor:
+    def _pictures(self, prompts: Sequence[str | None] | None, x: Tensor) -> Tensor:
         """Return the picture of each image, of its size, shape (N, 3, H, W) or (1, 3, H, W)."""
         if self._picture is not None:
             return resized(self._picture, *x.shape[-2:])
         known = self._by_prompt or {}
-        asked = [None] * number if prompts is None else list(prompts)
-        missing = [prompt for prompt in asked if prompt not in known]
+        asked = [None] * len(x) if prompts is None else list(prompts)
+        if len(asked) != len(x):
+            raise ValueError(f"prompts: expected one for each of {len(x)} images, got {len(asked)}")
+        missing = [prompt for prompt in asked if not isinstance(prompt, str) or prompt not in known]
         if missing:
             raise ValueError(
                 f"prompts: expected some of {list(known)}, which have a picture, got {missing[0]!r}"

@@ -539,6 +539,8 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         return self.add_noise(sample, noise, timestep)
 
 
-for _method in (GLASSScheduler.from_config, GLASSScheduler.from_scheduler):
-    _function: Any = _method.__func__  # type: ignore[attr-defined]
-    _function.__signature__ = passing_on(_function, GLASSScheduler.__init__)
+for _name in ("from_config", "from_scheduler"):
+    _function: Any = vars(GLASSScheduler)[_name].__func__
+    _function.__signature__ = passing_on(
+        _function, GLASSScheduler.__init__, but=("native",), keep=_name == "from_config"
+    )

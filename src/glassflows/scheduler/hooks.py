@@ -31,7 +31,8 @@ class Boundary:
         transition: The coefficients of the transition; None where no run is laid.
         data_scale: Units of ẑ, as a hook gets it, per standard deviation of the data.
         num_stochastic: How many boundaries of the run are stochastic, the first ones; None for all.
-        step: Index of its network call in `scheduler.timesteps`.
+        step: Index of its network call in `scheduler.timesteps`; where excursions are asked for,
+            before they are laid, as if there were none.
     """
 
     index: int

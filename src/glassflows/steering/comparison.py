@@ -17,6 +17,16 @@ from .result import SteeringResult
 from .scorer import Reward
 from .steerer import Steerer
 
+_COLUMNS = (
+    "",
+    "particles",
+    "network calls",
+    "reward calls",
+    "seconds",
+    "reward",
+    "lineages",
+    "diversity",
+)
 _SIDE = 160  # pixels of a picture in a notebook
 
 
@@ -55,8 +65,13 @@ def compare(
             num_inference_steps=20,
         )
     """
-    if not steerers:
-        raise ValueError("steerers: expected at least one by its name, got none")
+    if not isinstance(steerers, Mapping) or not steerers:
+        raise ValueError(
+            f'steerers: expected some by name, {{"steered": Steerer(…), …}}, got {steerers!r}'
+        )
+    judges = judges or {}
+    if taken := {*_COLUMNS} & judges.keys():
+        raise ValueError(f"judges: expected other names than {', '.join(sorted(taken))}: rename it")
     fixed = {"select", "num_images_per_prompt", "return_dict", "prompt"} & call.keys()
     if fixed:
         raise TypeError(f"{', '.join(sorted(fixed))}: expected no such argument: the best is shown")
@@ -76,10 +91,7 @@ def compare(
         for name, steer in steerers.items()
     }
     judged = {
-        name: {
-            judge: torch.as_tensor(reward(_seen(result), listed)).detach().cpu().double().flatten()
-            for judge, reward in (judges or {}).items()
-        }
+        name: {judge: _scores(judge, reward, result) for judge, reward in judges.items()}
         for name, result in results.items()
     }
     return Comparison(results, judged)
@@ -199,7 +211,16 @@ def _as_it_is(generator: Any) -> dict[str, Any]:
     return {"generator": generator.clone_state()}
 
 
-def _seen(result: SteeringResult) -> Tensor:
-    """Return the images of a result as a reward takes them, (P, 3, H, W) in [0, 1]."""
-    images = result.samples().images
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+@torch.no_grad()
+def _scores(judge: str, reward: Reward, result: SteeringResult) -> Tensor:
+    """Return what a judge says of a result's images, bytes in [0, 1], shape (P,), float64."""
+    samples = result.samples()
+    images = samples.images
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    scores = torch.as_tensor(reward(images, list(samples.prompts))).cpu().double()
+    if scores.shape != (len(samples),):
+        raise ValueError(
+            f"{judge} returned shape {tuple(scores.shape)}; expected one score per image, shape "
+            f"({len(samples)},)"
+        )
+    return scores

@@ -83,7 +83,7 @@ class Live:
             shell = get_ipython()
         except ImportError:
             shell = None
-        if shell is None:
+        if getattr(shell, "kernel", None) is None:  # a terminal has none
             raise ValueError(
                 "display: expected a notebook, got none to show pictures in: leave it out, or take "
                 "previews=True, which keeps them"

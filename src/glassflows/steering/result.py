@@ -78,6 +78,8 @@ class SteeringResult:
         recipe: What reproduces the call: versions, options, arguments.
         latents: What each of `images` was decoded from, the clean latents as the scheduler holds
             them, shape (P · n, *event), on the CPU; None where an interrupted run took no step.
+            What inpainting keeps is put back; what a callback makes of the last latents is not
+            seen.
         trajectories: The transitions that the particles of `images` took; None unless asked for.
     """
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,7 @@ class Rollouts(Dataset[dict[str, Any]]):
                 row = json.loads(line)
             except ValueError:  # it was cut off
                 continue
-            goes_on = begun and row["key"] == begun[0]["key"] and row["row"] == len(begun)
+            goes_on = begun and row["file"] == begun[0]["file"] and row["row"] == len(begun)
             begun = [*begun, row] if goes_on else [row]
             if [one["row"] for one in begun] == [*range(row["of"])] and row["key"] not in self:
                 self._rows += begun
@@ -84,7 +86,7 @@ class Rollouts(Dataset[dict[str, Any]]):
         key = _digest(samples) if key is None else str(key)
         if key in self._keys:
             return False
-        name = hashlib.sha256(key.encode()).hexdigest()[:32] + ".safetensors"
+        name = f"{uuid.uuid4().hex}.safetensors"  # two processes may add the same key
         rows = [
             {
                 "key": key,
@@ -103,7 +105,11 @@ class Rollouts(Dataset[dict[str, Any]]):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / f"{name}.new"
-        save_file(_tensors(samples), unfinished)
+        try:
+            save_file(_tensors(samples), unfinished)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
         unfinished.replace(self.folder / name)
         with self._path.open("ab+", buffering=0) as file:  # in one write, beside other processes
             whole = _ends_in_newline(file)
@@ -113,7 +119,7 @@ class Rollouts(Dataset[dict[str, Any]]):
         return True
 
     def __contains__(self, key: object) -> bool:
-        return key in self._keys
+        return str(key) in self._keys
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -123,12 +129,26 @@ class Rollouts(Dataset[dict[str, Any]]):
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Return a sample: what its line says, `latents` and `image`, as tensors."""
-        row = self._rows[i]
+        """Return a sample: what its line says, `latents` and `image`, as tensors.
+
+        Raises:
+            TypeError: for a slice; `torch.utils.data.Subset` is a part of a dataset.
+        """
+        row = self._rows[operator.index(i)]
         with safe_open(self.folder / row["file"], "pt") as file:
             latents, image = (file.get_slice(name)[row["row"]] for name in _ROWS)
         log_weight = math.nan if row["log_weight"] is None else row["log_weight"]
         return {**row, "log_weight": log_weight, "latents": latents, "image": image}
+
+    @staticmethod
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return a batch of samples: `latents` and `image` stacked, a list of everything else.
+
+        It is the `collate_fn` of a `DataLoader`, whose own takes no prompt that is None and no
+        lineages of several lengths.
+        """
+        batch = {name: [row[name] for row in rows] for name in rows[0]}
+        return batch | {name: torch.stack(batch[name]) for name in ("latents", "image")}
 
     def trajectories(self, key: str) -> Trajectories | None:
         """Return the transitions of the samples of a call, if it recorded them.
@@ -136,7 +156,7 @@ class Rollouts(Dataset[dict[str, Any]]):
         Raises:
             KeyError: if no call of that key is there.
         """
-        row = next((row for row in self._rows if row["key"] == key), None)
+        row = next((row for row in self._rows if row["key"] == str(key)), None)
         if row is None:
             raise KeyError(f"expected the key of a call in {self.folder}, got {key!r}")
         with safe_open(self.folder / row["file"], "pt") as file:

@@ -68,7 +68,11 @@ class _OfItsPipeline:
     def __get__(self, steerer: Steerer | None, cls: type) -> inspect.Signature:
         if steerer is None:  # that of the class is its constructor's
             raise AttributeError("__signature__")
-        return passing_on(steerer.__call__, steerer.pipe.__call__)
+        call = passing_on(steerer.__call__, steerer.pipe.__call__)
+        shown = call.parameters.values()  # a pipeline draws one image, a steerer all particles
+        return call.replace(
+            parameters=[one.replace(default=None) if one.name in COUNTS else one for one in shown]
+        )
 
 
 class Steerer:
@@ -536,7 +540,9 @@ class Steerer:
         number = wanted.num_images_per_prompt or population.alive
         order = population.order(wanted.select, rewards, outcome, number)
         rows, output, seen = population.rows(order), drawn.samples, population.best_seen
-        latents = None if drawn.latents is None else drawn.latents.cpu()[rows]
+        latents = drawn.latents
+        if latents is not None:
+            latents = run.with_kept_region(latents).cpu()[rows]
         if wanted.select == "best_seen" and seen is None and not drawn.interrupted:
             warn(
                 f'select="best_seen": {self.strategy!r} scored no particles on the way, so none of '

@@ -20,11 +20,12 @@ from ..scheduler.hooks import Boundary
 class Trajectories(NamedTuple):
     """The Gaussian transitions that N particles took, T of each, from noise to data.
 
-    They are those of the particles' ancestors where particles were resampled. The first transition
-    of a run, which draws nothing, and a last one to data, which ends in ẑ, are not among them.
+    They are those of the particles' ancestors where particles were resampled. Transitions whose
+    fresh noise does not matter have no density, and are not among them: the first of a run, which
+    is the ODE's unless `first_transition="posterior"`, and a last one that ends in ẑ.
 
     Args:
-        x_t: What the network saw, in the pipeline's units and dtype, shape (T, N, *event).
+        x_t: The pipeline's latents there, in its dtype, shape (T, N, *event).
         x_next: What was drawn, float32, same shape.
         mean: γ̄ x_t + ᾱ ẑ, float32, same shape.
         std: σ̄ of each transition, shape (T,), float64.
@@ -61,15 +62,17 @@ class Trajectories(NamedTuple):
 
         Args:
             i: Which of the T transitions.
-            denoised: ẑ of `x_t[i]` by that network; for a velocity v of flow matching x_t − σ v,
-                σ = timestep / 1000.
+            denoised: ẑ of `x_t[i]` by that network, best in float32: for a velocity v of flow
+                matching x_t − σ v, σ = timestep / 1000.
         """
-        gamma, alpha = float(self.gamma[i]), float(self.alpha[i])
-        return self._log_normal(i, gamma * self.x_t[i].float().to(denoised) + alpha * denoised)
+        x_t, z = self.x_t[i].to(denoised.device).float(), denoised
+        z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
+        return self._log_normal(i, float(self.gamma[i]) * x_t + float(self.alpha[i]) * z)
 
     def _log_normal(self, i: int, mean: Tensor) -> Tensor:
         std = float(self.std[i])
-        noise = (self.x_next[i].to(mean.device).double() - mean.double()).flatten(1) / std
+        dtype = torch.float32 if mean.device.type == "mps" else torch.float64
+        noise = (self.x_next[i].to(mean.device, dtype) - mean.to(dtype)).flatten(1) / std
         constant = math.log(std) + math.log(2 * math.pi) / 2
         return -0.5 * noise.square().sum(1) - noise.shape[1] * constant
 
@@ -146,7 +149,8 @@ class Recorder:
         if not self._steps:
             raise ValueError(
                 "record: expected a transition that draws noise, got none: the first is the ODE's, "
-                "and the last ends in the prediction itself: take 3 network calls or more"
+                "the last may end in the prediction itself, and correlations of 1 draw none: take "
+                "3 network calls or more"
             )
         rows: list[Tensor] = []
         scorings = list(zip(transitions, ancestors, strict=True))
