@@ -212,7 +212,7 @@ def sheet(edits: Edits, shown: dict[str, Tensor], path: Path) -> None:
         )
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=60)
 
 
 def main() -> None:

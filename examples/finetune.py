@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,16 +104,16 @@ def loss_of(pipe: Any, z: Tensor, prompts: list[str]) -> Tensor:
     return (velocity - (noise - z)).square().mean()
 
 
-def train(pipe: Any, data: list[tuple[Rollouts, int]], steps: int, rate: float) -> float:
+def train(accelerator: Accelerator, pipe: Any, data: list[tuple[Rollouts, int]], steps: int, rate: float) -> float:
     """Train the LoRA for some steps; return the mean loss.
 
     Args:
+        accelerator: Places the parts and rounds the arithmetic.
         pipe: The pipeline.
         data: What is trained on, and how many of each are in a batch.
         steps: Number of steps.
         rate: Learning rate at the first step, which falls to 0 by a cosine.
     """
-    accelerator = Accelerator(mixed_precision="bf16")
     parameters = [one for one in pipe.transformer.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -180,7 +181,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4, help="draws that are kept of each prompt's 8 particles")
     parser.add_argument("--scale", type=float, default=1.0, help="λ_r, in units of the reward's own")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=600, help="training steps of each round")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps of each round")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--replay", type=float, default=0.25, help="share of plain draws of the untuned model")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
@@ -193,8 +194,10 @@ def main() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # of RMSNorm under autocast
     torch.manual_seed(args.seed)
-    pipe, reward, start = load_pipeline().to(Accelerator().device), load_reward(), time.perf_counter()
+    accelerator, start = Accelerator(mixed_precision="bf16"), time.perf_counter()
+    pipe, reward = load_pipeline().to(accelerator.device), load_reward()
     trained, unseen = prompts_of_four(args.prompts * args.rounds), hard_prompts(args.report)
     print("| | plain: reward | right, % | distance | diversity | steered: reward | right, % | easy prompts: right, % |")
     print("|---" * 8 + "|")
@@ -214,7 +217,7 @@ def main() -> None:
         drawn = gather(steer, prompts, folder / f"round-{number}", args.draws, 1 + args.seed + 1000 * number)
         if not number:
             add_lora(pipe, args.rank)
-        loss = train(pipe, [(drawn, args.batch - few), (replay, few)], args.steps, args.rate)
+        loss = train(accelerator, pipe, [(drawn, args.batch - few), (replay, few)], args.steps, args.rate)
         report(f"round {number + 1}", pipe, reward, unseen, args.seed)
         seconds = time.perf_counter() - start
         print(f"(loss {loss:.4f}; {len(drawn)} draws; {seconds:.0f} s so far)", flush=True)

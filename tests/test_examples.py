@@ -2,9 +2,12 @@
 
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
+from accelerate.state import AcceleratorState
 
 import edit
 import finetune
@@ -15,6 +18,17 @@ from scenes.grammar import parse
 from scenes.verifier import find_objects, verdicts
 
 pytestmark = [pytest.mark.slow, tiny.TRANSFORMERS_5]
+
+
+@pytest.fixture(autouse=True)
+def _leave_nothing():
+    """Undo what a script does to its process: how loud libraries are, and what accelerate has begun."""
+    levels = {library: library.utils.logging.get_verbosity() for library in (diffusers, transformers)}
+    yield
+    for library, level in levels.items():
+        library.utils.logging.set_verbosity(level)
+        library.utils.logging.enable_progress_bar()
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run(module, monkeypatch, *arguments):
