@@ -11,10 +11,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
-import diffusers
-import transformers
-
-from scenes import load_pipeline, load_reward
+from scenes import load_pipeline, load_reward, quiet
 from scenes.grammar import hard_prompts
 from scenes.methods import SHOWN, Population
 from scenes.verifier import verdicts
@@ -66,9 +63,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo.png"))
     args = parser.parse_args()
 
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    quiet()
     print("loading the pipeline and its CLIP …", flush=True)
     pipe, reward, prompts = load_pipeline(), load_reward(), hard_prompts(args.prompts, seed=3)
     drawn: dict[str, Population] = {}

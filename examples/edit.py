@@ -18,16 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline
 from torch import Tensor
 
 from glassflows import BestOfN, FeynmanKac, GLASSScheduler, Steerer
 from glassflows.rewards import Resemblance, Sum
-from scenes import CALL, load_pipeline, load_reward
+from scenes import CALL, load_pipeline, load_reward, quiet
 from scenes.draw import coverage, paint, place
 from scenes.grammar import COLOURS, Object, Scene, training_scene
 from scenes.verifier import verdicts
@@ -223,9 +221,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/editing.png"))
     args = parser.parse_args()
 
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    quiet()
     components = load_pipeline().components
     everything = drawn_edits(args.edits + args.choosing, seed=0)
     edits, first = everything[: args.edits], everything[args.edits :]

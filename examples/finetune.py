@@ -18,9 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
 import torch
-import transformers
 from accelerate import Accelerator
 from diffusers import FluxPipeline
 from peft import LoraConfig, get_peft_model_state_dict
@@ -28,11 +26,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from glassflows import BestOfN, FeynmanKac, Rollouts, Steerer
-from scenes import CALL, load_pipeline, load_reward
+from scenes import CALL, load_pipeline, load_reward, quiet
 from scenes.distance import distances
 from scenes.grammar import hard_prompts, held_out_prompts, parse, training_prompts
 from scenes.methods import Population, Spending, feynman_kac, plain, steered
-from scenes.verifier import verdicts
+from scenes.verifier import percent_right, verdicts
 
 STEPS = 20  # network calls of each particle
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj_mlp"]
@@ -157,22 +155,18 @@ def report(name: str, pipe: Any, reward: Any, prompts: list[str], seed: int) -> 
     away = torch.from_numpy(distances(pipe.vae, alone.images, prompts))
     cells = [
         _mean(torch.from_numpy(alone.rewards).mean(1)),
-        _mean(right(alone, prompts).mean(1)),
+        _mean(_right(alone, prompts).mean(1)),
         _mean(away),
         f"{alone.diversity.mean():.3f}",
         _mean(torch.from_numpy(steered_too.rewards[:, 0])),
-        _mean(right(steered_too, prompts)[:, 0]),
-        _mean(right(simple, easy)[:, 0]),
+        _mean(_right(steered_too, prompts)[:, 0]),
+        _mean(_right(simple, easy)[:, 0]),
     ]
     print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
-def right(population: Population, prompts: list[str]) -> Tensor:
-    """Return the verdict on each image, percent, shape (P, K)."""
-    number, each = population.images.shape[:2]
-    flat = population.images.reshape(-1, *population.images.shape[2:])
-    found = verdicts(flat, [prompt for prompt in prompts for _ in range(each)])
-    return 100 * torch.from_numpy(found).double().view(number, each)
+def _right(population: Population, prompts: list[str]) -> Tensor:
+    return torch.from_numpy(percent_right(verdicts, population.images, prompts))
 
 
 def _mean(values: Tensor) -> str:
@@ -198,9 +192,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/finetune"))
     args = parser.parse_args()
 
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    quiet()
     torch.manual_seed(args.seed)
     accelerator, start = Accelerator(), time.perf_counter()
     pipe, reward = load_pipeline().to(accelerator.device), load_reward()

@@ -4,7 +4,10 @@ import inspect
 import re
 from types import SimpleNamespace
 
+import IPython.display
 import pytest
+from IPython.core.completer import provisionalcompleter
+from IPython.core.interactiveshell import InteractiveShell
 
 import glassflows
 import tiny
@@ -57,9 +60,7 @@ def test_rewards_show_rewards_alone():
 
 
 def test_ipython_completes_them(flux):
-    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
-    from IPython.core.completer import provisionalcompleter
-
+    shell = InteractiveShell()
     shell.user_ns |= {"steer": flux.steerer(), "GLASSScheduler": GLASSScheduler, "rewards": rewards}
     shell.Completer.use_jedi = False
 
@@ -78,7 +79,6 @@ def test_ipython_completes_them(flux):
 @pytest.fixture
 def notebook(monkeypatch):
     """Note what a notebook is shown: a page, and those that take its place."""
-    display = pytest.importorskip("IPython.display")
     pages = []
 
     class Handle:
@@ -91,7 +91,7 @@ def notebook(monkeypatch):
         return Handle()
 
     monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=object()))
-    monkeypatch.setattr(display, "display", shown)
+    monkeypatch.setattr(IPython.display, "display", shown)
     return pages
 
 

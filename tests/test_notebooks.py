@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 import tiny
@@ -23,7 +25,6 @@ def test_outputs_are_not_kept(path):
 @pytest.mark.filterwarnings("default")  # of the client and its sockets
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path, monkeypatch):
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setitem(os.environ, "PYDEVD_DISABLE_FILE_VALIDATION", "1")
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(

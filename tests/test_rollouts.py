@@ -5,6 +5,7 @@ import json
 import math
 import threading
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -126,7 +127,6 @@ def test_of_an_earlier_version(result, tmp_path):
 
 
 def test_columns(result):
-    datasets = pytest.importorskip("datasets")
     table = datasets.Dataset.from_dict(result.samples().as_dict())
     assert table.column_names == ["prompt", "image", "latents", "reward", "log_weight", "lineage", "group"]
     assert table[5]["prompt"] == "a dog"
@@ -252,7 +252,6 @@ def test_keys_may_be_numbers(result, tmp_path):
 
 
 def test_datasets_read_it(result, tmp_path):
-    datasets = pytest.importorskip("datasets")
     rollouts = Rollouts(tmp_path / "rollouts")
     rollouts.add(result)
     table = datasets.Dataset.from_generator(rollouts.rows, cache_dir=str(tmp_path / "cache"))

@@ -40,7 +40,7 @@ from scenes import load_pipeline, load_reward
 from scenes.distance import distances
 from scenes.grammar import hard_prompts
 from scenes.methods import Method, Population, Spending, ancestral, calibrated, feynman_kac, ours, plain, steered
-from scenes.verifier import RuleReward, other_verdicts, verdicts
+from scenes.verifier import RuleReward, other_verdicts, percent_right, verdicts
 
 FOLDER = Path("out/steering")
 CHOSEN = Path(__file__).with_name("steering.json")
@@ -197,19 +197,13 @@ class Bench:
         key = line["half"], line["name"], Spending(**line["spending"]), line["seed"]
         self.drawn[key] = {measure: np.asarray(value, float) for measure, value in line["values"].items()}
 
-    def right(self, population: Population, prompts: list[str]) -> np.ndarray:
-        """Return the verdict on each image, percent, shape (P, K)."""
-        number, each = population.images.shape[:2]
-        flat = population.images.reshape(-1, *population.images.shape[2:])
-        return 100.0 * self.judge(flat, [prompt for prompt in prompts for _ in range(each)]).reshape(number, each)
-
     def pooled(self, population: Population, prompts: list[str]) -> dict[str, np.ndarray]:
         """Return reward and verdict of each image, shape (P, K)."""
-        return {"reward": population.rewards, "right": self.right(population, prompts)}
+        return {"reward": population.rewards, "right": percent_right(self.judge, population.images, prompts)}
 
     def measures(self, population: Population, prompts: list[str]) -> dict[str, np.ndarray]:
         """Return each measure of a population, shape (P,)."""
-        right, number = self.right(population, prompts), len(prompts)
+        right, number = percent_right(self.judge, population.images, prompts), len(prompts)
         return {
             "reward": population.rewards[:, 0],
             "right": right[:, 0],

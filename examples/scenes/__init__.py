@@ -13,6 +13,16 @@ CLIP = HERE / "clip"
 CALL: dict[str, Any] = {"height": 32, "width": 32, "max_sequence_length": 18}
 
 
+def quiet() -> None:
+    """Let diffusers and transformers tell nothing but errors, and show no progress of loading."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 def load_pipeline():
     """Return the trained `FluxPipeline` in float32, progress bar off."""
     from diffusers import DiffusionPipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from .draw import BACKGROUND, SIZED_RADII, along_and_across, coverage
 from .grammar import COLOURS, Scene, parse
+
+Judge = Callable[[np.ndarray, list[str]], np.ndarray]
+"""Says which of N images (N, 3, H, W) are right for their prompts, shape (N,), bool."""
 
 MIN_AREA = 12.0  # pixels; smaller specks are no objects
 BIG = (SIZED_RADII["small"][1] + SIZED_RADII["big"][0]) / 2  # half the width, pixels, from which on an object is big
@@ -149,6 +153,13 @@ class RuleReward:
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         readings = (read(one.cpu().numpy(), parse(prompt)) for one, prompt in zip(images, prompts, strict=True))
         return torch.tensor([100 * float(np.mean(reading.criteria[::2])) for reading in readings])
+
+
+def percent_right(judge: Judge, images: np.ndarray, prompts: list[str]) -> np.ndarray:
+    """Return a judge's verdict on each of K images of P prompts (P, K, 3, H, W), percent, shape (P, K)."""
+    number, each = images.shape[:2]
+    found = judge(images.reshape(-1, *images.shape[2:]), [prompt for prompt in prompts for _ in range(each)])
+    return 100.0 * found.reshape(number, each)
 
 
 def other_verdicts(images: np.ndarray, prompts: list[str]) -> np.ndarray:

@@ -22,8 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         described = (module.__doc__ or "").partition(": ")[2]
         command = commands.add_parser(name, help=described.splitlines()[0], description=described)
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
-        command.set_defaults(prog=command.prog)
+        command.set_defaults(run=module.run, prog=command.prog)
     args = parser.parse_args(arguments)
     try:
         args.run(args)

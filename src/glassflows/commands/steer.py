@@ -19,9 +19,7 @@ REWARDS = {
     name.lower(): name
     for name in ("CLIPScore", "PickScore", "HPSv2", "AestheticScore", "ImageReward")
 }
-
-
-_OWN = {
+_OWN = {  # arguments of a call that the command sets itself, or has no use for
     "prompt",
     "select",
     "record",

@@ -292,7 +292,8 @@ class Timetable:
         noisy = [one and not _ends_in_prediction(b) for one, b in zip(drawn, blocks, strict=True)]
         stochastic = list(accumulate(reversed(noisy), or_))[::-1]  # from there on
         number = sum(len(block.steps) for block in blocks)
-        lengths = [len(b.steps) + self._away(k) for k, b in enumerate(blocks)]
+        lengths = [len(block.steps) + self._away(k) for k, block in enumerate(blocks)]
+        first = accumulate(lengths, initial=begin)
         return [
             Boundary(
                 k,
@@ -303,9 +304,9 @@ class Timetable:
                 block.transition,
                 self._native.data_scale,
                 sum(stochastic),
-                begin + sum(lengths[:k]),
+                step,
             )
-            for k, block in enumerate(blocks)
+            for k, (block, step) in enumerate(zip(blocks, first, strict=False))
         ]
 
     def _away(self, k: int) -> int:

@@ -91,7 +91,7 @@ def compare(
         for name, steer in steerers.items()
     }
     judged = {
-        name: {judge: _scores(judge, reward, result) for judge, reward in judges.items()}
+        name: {judge: _judged(judge, reward, result) for judge, reward in judges.items()}
         for name, result in results.items()
     }
     return Comparison(results, judged)
@@ -148,15 +148,17 @@ class Comparison:
         """Return the reward of the best and what judges say of it, shape (P,) each."""
         return {"reward": self[name].image_rewards.cpu(), **self.judged[name]}
 
-    def __str__(self) -> str:
-        """Return the table as markdown."""
+    def _table(self) -> list[list[str]]:
+        """Return the names of the columns, then the entries of each row, as texts."""
         rows = self.rows
         names = [name for name in rows[0] if not name.endswith("±")]
-        lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-        for row in rows:
-            cells = [_cell(row, name) for name in names]
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join(lines)
+        return [names, *([_cell(row, name) for name in names] for row in rows)]
+
+    def __str__(self) -> str:
+        """Return the table as markdown."""
+        table = self._table()
+        names, *rows = (f"| {' | '.join(cells)} |" for cells in table)
+        return "\n".join([names, "|---" * len(table[0]) + "|", *rows])
 
     __repr__ = __str__
 
@@ -173,10 +175,8 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """Return the table and small pictures, for notebooks."""
-        rows = self.rows
-        names = [name for name in rows[0] if not name.endswith("±")]
-        table = [names, *([_cell(row, name) for name in names] for row in rows)]
-        parts = ["<table>", *(_html_row(map(html.escape, cells)) for cells in table), "</table>"]
+        rows = [_html_row(map(html.escape, cells)) for cells in self._table()]
+        parts = ["<table>", *rows, "</table>"]
         films = {name: result.films() for name, result in self.results.items()}
         if all(films.values()):
             parts += ["<table>", _html_row(["", *map(html.escape, films)])]
@@ -212,7 +212,7 @@ def _as_it_is(generator: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _scores(judge: str, reward: Reward, result: SteeringResult) -> Tensor:
+def _judged(judge: str, reward: Reward, result: SteeringResult) -> Tensor:
     """Return what a judge says of a result's images, bytes in [0, 1], shape (P,), float64."""
     samples = result.samples()
     images = samples.images

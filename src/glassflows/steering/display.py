@@ -12,13 +12,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import features
 from PIL.Image import Image, fromarray
 from torch import Tensor
 
 from ..scheduler.hooks import Boundary
+from .record import as_array
 
 if TYPE_CHECKING:
     from .result import SteeringResult
@@ -133,11 +133,6 @@ def as_picture(image: Tensor) -> Any:
     if image.ndim == 4:
         return [as_picture(frame) for frame in image]
     return fromarray(image.movedim(0, -1).squeeze(-1).contiguous().numpy())
-
-
-def as_array(tensor: Tensor) -> np.ndarray:
-    """Return a tensor as an array; numpy knows no bfloat16, of which floats are made."""
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def labels(scores: Sequence[float]) -> list[str]:

@@ -17,7 +17,7 @@ from ..smc.weights import log_mean
 from .proposals import Twist, log_ratio, per_row
 from .scorer import Scorer
 from .strategy import Decision, Outcome, Strategy, is_whole, looks_ahead, worth
-from .trajectory import Recorder, Trajectories
+from .trajectory import Recorder
 
 Select = Literal["all", "best", "best_seen", "sample"]
 
@@ -291,18 +291,6 @@ class Population(TransitionHook):
             "ess": _stacked([one.ess.double() for one in decisions], none[..., 0]),
             "previews": torch.stack(previews) if previews else None,
         }
-
-    def trajectories(self, order: Tensor, timesteps: Tensor) -> Trajectories | None:
-        """Return the transitions of final particles, if they were recorded.
-
-        Args:
-            order: Their slots, shape (P, n).
-            timesteps: What the network was told at each call of the run.
-        """
-        if self.recorder is None:
-            return None
-        past = self.history()
-        return self.recorder.trajectories(order, past["ancestors"], past["transitions"], timesteps)
 
     def _padded(self, values: Tensor, value: float) -> Tensor:
         """Return values of living particles, shape (P, W, …), with another one of K − W at rest."""

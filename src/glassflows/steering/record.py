@@ -110,7 +110,7 @@ def save(result: SteeringResult, folder: str | Path) -> Path:
     for name, content in pictures.items():
         (folder / name).write_bytes(content)
     if exact:
-        np.save(folder / _SAMPLES, _as_array(result.images))
+        np.save(folder / _SAMPLES, as_array(result.images))
     if arrays:
         np.savez_compressed(folder / _ARRAYS, **arrays)  # type: ignore[arg-type]
     return folder
@@ -232,7 +232,7 @@ def _packed(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return value
     key = str(len(arrays))
     if isinstance(value, (Tensor, np.ndarray, np.generic)) and value.dtype != object:
-        arrays[key] = _as_array(value)
+        arrays[key] = as_array(value)
         return {"array": key, **_look(value)}
     if isinstance(value, Image):
         arrays[key] = np.frombuffer(value.tobytes(), np.uint8)
@@ -268,7 +268,7 @@ def _look(value: Any) -> dict[str, str]:
     return {"kind": name, "dtype": str(value.dtype).removeprefix("torch.")}
 
 
-def _as_array(value: Any) -> np.ndarray:
+def as_array(value: Any) -> np.ndarray:
     """Return an array or tensor as an array; numpy knows no bfloat16, of which floats are made."""
     if not isinstance(value, Tensor):
         return np.asarray(value)

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .display import as_array, as_picture
+from .display import as_picture
+from .record import as_array
 from .result import SteeringResult
 from .samples import Samples, best_and_worst
 from .trajectory import Trajectories
@@ -67,7 +68,8 @@ class Rollouts(Dataset[dict[str, Any]]):
                 continue
             goes_on = begun and row["file"] == begun[0]["file"] and row["row"] == len(begun)
             begun = [*begun, row] if goes_on else [row]
-            if [one["row"] for one in begun] == [*range(row["of"])] and row["key"] not in self:
+            is_whole = begun[0]["row"] == 0 and len(begun) == row["of"]
+            if is_whole and row["key"] not in self:
                 self._rows += begun
                 self._keys.add(row["key"])
 

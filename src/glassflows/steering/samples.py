@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .display import as_array, as_picture
+from .display import as_picture
+from .record import as_array
 from .strategy import worth
 from .trajectory import Trajectories
 

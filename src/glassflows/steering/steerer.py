@@ -556,6 +556,11 @@ class Steerer:
                 output = self._with_best_seen(run, drawn, seen.latents[better], rows[better])
                 latents[better] = seen.latents[better].to(latents)  # type: ignore[index, arg-type]
             order = torch.where(better[:, None], -1, order)
+        past, trajectories = population.history(), None
+        if population.recorder is not None:
+            trajectories = population.recorder.trajectories(
+                order, past["ancestors"], past["transitions"], timesteps
+            )
         return SteeringResult(
             images=rows_of_output(output, rows, wanted.output_type),
             others=rows_of_others(drawn.outputs, math.prod(population.shape), rows),
@@ -571,8 +576,8 @@ class Steerer:
             ledger=scorer.ledger,
             recipe=written,
             latents=latents,
-            trajectories=population.trajectories(order, timesteps),
-            **population.history(),
+            trajectories=trajectories,
+            **past,
         )
 
     def _with_best_seen(
