@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
 
 import tiny
-from glassflows import GLASSScheduler
+from glassflows import FeynmanKacSteerer, GLASSScheduler
 from scenes import CALL, CLIP, HERE, PIPELINE, load_pipeline, load_reward
 from scenes.draw import BACKGROUND, draw, holds, paint, place
 from scenes.grammar import Object, Scene, hard_prompts, held_out_prompts, near_miss, parse, training_scene
@@ -233,3 +233,16 @@ def test_plain_samples_leave_room_to_steer(pipe, reward, kind, least, most):
     prompts = kind(64)
     images = plain()(pipe, reward, prompts, Spending(20, 20), 0).images[:, 0]
     assert least < verdicts(images, prompts).mean() < most
+
+
+@tiny.TRANSFORMERS_5
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", [{}, {"twist": 1.0, "num_transitions": 4}, {"look_ahead": 2}], ids=str)
+def test_steering_on_a_gpu_is_steering_on_a_cpu(monkeypatch, options):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    best = []
+    for device in ("cpu", "cuda"):
+        pipe, reward = load_pipeline().to(device), load_reward()
+        call = CALL | {"num_inference_steps": 10, "generator": torch.Generator().manual_seed(0)}
+        best.append(FeynmanKacSteerer(pipe, reward, 8, **options)(hard_prompts(3, seed=3), **call).rewards[:, 0])
+    np.testing.assert_allclose(*best, atol=0.1)
