@@ -140,3 +140,8 @@ def test_options_are_checked():
         Solver(grid="uniform")
     with pytest.raises(ValueError, match=r"^rough: expected a number above 0, got 0\.0$"):
         Solver(rough=0.0)
+
+
+def test_shows_the_options_that_are_not_as_usual():
+    assert repr(Solver()) == "Solver()"
+    assert repr(Solver(order=1, boundary="discard")) == "Solver(order=1, boundary='discard')"

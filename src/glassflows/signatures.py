@@ -1,9 +1,10 @@
-"""Signatures that show what keyword arguments are passed on, for `help` and completion."""
+"""What `help`, completion and `repr` show of options."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
+from dataclasses import fields
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -30,3 +31,13 @@ def passing_on(
             shown.setdefault(name, one.replace(kind=Parameter.KEYWORD_ONLY))
     rest = [one for one in own.values() if keep and one.kind is Parameter.VAR_KEYWORD]
     return Signature([*shown.values(), *rest])
+
+
+def described(options: Any) -> str:
+    """Return the look of a dataclass, with the options that are not as usual."""
+    told = [
+        f"{field.name}={getattr(value, '__name__', None) or repr(value)}"
+        for field, value in ((field, getattr(options, field.name)) for field in fields(options))
+        if value != field.default
+    ]
+    return f"{type(options).__name__}({', '.join(told)})"

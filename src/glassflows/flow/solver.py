@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
 
+from ..signatures import described
 from .noise import NoiseLevel
 from .transition import Transition
 
@@ -57,7 +58,7 @@ class Angle:
         return end * (self(end) - self(start)) + self.scale / 2 * math.log1p(growth)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solver:
     """How the inner ODE is integrated; the options after the first three serve measurements.
 
@@ -111,6 +112,9 @@ class Solver:
             raise ValueError(f'inner_grid: expected "time" or "condot", got {self.grid!r}')
         if not self.rough > 0:
             raise ValueError(f"rough: expected a number above 0, got {self.rough!r}")
+
+    def __repr__(self) -> str:
+        return described(self)
 
     def with_options(self, options: SolverOptions) -> Solver:
         """Return the solver with some of its options replaced, by their names in `SolverOptions`.

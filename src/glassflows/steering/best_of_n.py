@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..scheduler.hooks import Boundary
+from ..signatures import described
 from ..smc.weights import log_mean, normalise
-from .strategy import Decision, Generators, Outcome, described
+from .strategy import Decision, Generators, Outcome
 
 
 @dataclass(frozen=True, repr=False)

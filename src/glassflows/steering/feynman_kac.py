@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ..caller import warn
 from ..scheduler.hooks import Boundary
+from ..signatures import described
 from ..smc import filter as smc
 from ..smc.potentials import Potential, potential_named
 from ..smc.resampling import resampling_named
 from ..smc.weights import normalise
 from .calibration import Calibration
-from .strategy import Decision, Generators, Outcome, check_whole, described, worth
+from .strategy import Decision, Generators, Outcome, check_whole, worth
 from .widths import check_enough, check_first, checked_widths, new_width, num_stochastic
 
 RewardScale = float | Literal["auto"] | Sequence[float] | Callable[[float], float]

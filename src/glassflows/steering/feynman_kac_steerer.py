@@ -38,8 +38,8 @@ class FeynmanKacSteerer(Steerer):
     """Sample a pipeline from p(z) exp(λ_r r(z)): a `Steerer` with `FeynmanKac`.
 
     Args:
-        pipe, reward, num_particles, num_transitions, decode, previews, twist, look_ahead,
-            look_ahead_samples: As in `Steerer`.
+        pipe, reward, num_particles, num_transitions, decode: As in `Steerer`.
+        previews, twist, look_ahead, look_ahead_samples: As in `Steerer`.
         particle_batch_size: Particles the networks see at a time, inside the pipeline's own loop;
             None for all.
         decode_batch_size: Latents decoded at a time, on the way and in the pipeline at the end;

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..scheduler.hooks import Boundary
-from .strategy import described
+from ..signatures import described
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..scheduler.hooks import Boundary
-from .strategy import Decision, Generators, Outcome, check_whole, described
+from ..signatures import described
+from .strategy import Decision, Generators, Outcome, check_whole
 from .widths import check_enough, check_first, checked_widths, new_width
 
 

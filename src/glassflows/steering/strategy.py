@@ -9,7 +9,6 @@ latents, no images, no pipeline.
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from numbers import Integral
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -184,14 +183,3 @@ def check_whole(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
-
-
-def described(strategy: Any) -> str:
-    """Return the look of a strategy that is a dataclass, with the options that are not as usual."""
-    options = [(field, getattr(strategy, field.name)) for field in fields(strategy)]
-    told = [
-        f"{field.name}={getattr(value, '__name__', None) or repr(value)}"
-        for field, value in options
-        if callable(value) or value != field.default
-    ]
-    return f"{type(strategy).__name__}({', '.join(told)})"
