@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test quick zoo lint scenes benchmark transitions pipelines gpu clean
+.PHONY: demo test quick zoo lint docs scenes benchmark transitions pipelines gpu clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -24,6 +24,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The site, in site/index.html: offline, and any warning is an error.
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q docs site
 
 # Retrain the embedded model: about four hours on one CPU core.
 scenes: $(READY)

@@ -33,9 +33,11 @@ IN_PLACE_OF = {  # what stands in the README: what runs here
         "docs/editing.md",
         "docs/finetuning.md",
         "docs/hooks.md",
+        "docs/index.md",
         "docs/rewards.md",
+        "docs/scenes.md",
+        "docs/start.md",
         "docs/steering.md",
-        "examples/scenes/README.md",
     ],
 )
 def test_blocks_run(path, monkeypatch, tmp_path):
@@ -45,12 +47,12 @@ def test_blocks_run(path, monkeypatch, tmp_path):
     names = {"images": torch.rand(2, 3, 32, 32), "prompts": ["a red circle", "two blue squares"], "torch": torch}
     names["AESTHETIC"] = checkpoints.aesthetic(tmp_path / "aesthetic")
     exec("from scenes import CLIP, load_pipeline, load_reward", names)
-    if path not in ("README.md", "examples/scenes/README.md"):  # they begin with a pipeline and a reward at hand
+    if path not in ("README.md", "docs/scenes.md"):  # they begin with a pipeline and a reward at hand
         exec("pipe, reward = load_pipeline(), load_reward()", names)
     for block in blocks:
         for written, run in IN_PLACE_OF.items():
             block = block.replace(written, run)
-        block = re.sub(r'(\.save|Rollouts)\("(.*?)"\)', lambda m: f'{m[1]}("{tmp_path}/{m[2]}")', block)
+        block = re.sub(r'(\.save|\.savefig|Rollouts)\("(.*?)"\)', lambda m: f'{m[1]}("{tmp_path}/{m[2]}")', block)
         exec(compile(block, path, "exec"), names)
 
 

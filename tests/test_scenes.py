@@ -240,9 +240,9 @@ def test_plain_samples_leave_room_to_steer(pipe, reward, kind, least, most):
 @pytest.mark.parametrize("options", [{}, {"twist": 1.0, "num_transitions": 4}, {"look_ahead": 2}], ids=str)
 def test_steering_on_a_gpu_is_steering_on_a_cpu(monkeypatch, options):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    best = []
+    rewards = []
     for device in ("cpu", "cuda"):
         pipe, reward = load_pipeline().to(device), load_reward()
         call = CALL | {"num_inference_steps": 10, "generator": torch.Generator().manual_seed(0)}
-        best.append(FeynmanKacSteerer(pipe, reward, 8, **options)(hard_prompts(3, seed=3), **call).rewards[:, 0])
-    np.testing.assert_allclose(*best, atol=0.1)
+        rewards.append(FeynmanKacSteerer(pipe, reward, 8, **options)(hard_prompts(3, seed=3), **call).rewards[:, 0])
+    np.testing.assert_allclose(*rewards, atol=0.1)
