@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -28,6 +28,9 @@ from .native import Native
 from .noise_source import Generators, NoiseSource, check_initial_noise
 from .progress import Departure, Progress
 from .supported import FLOW_MATCH_EULER, NATIVE_READS, SUPPORTED
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _OWN = (
     "num_transitions",
@@ -196,10 +199,22 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
                 f"{type(native).__name__} has none"
             ) from None
 
+    @overload  # type: ignore[override]
     @classmethod
-    def from_config(  # type: ignore[override]
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: Literal[False] = False, **options: Any
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_config(
+        cls, config: Any = None, *, return_unused_kwargs: Literal[True], **options: Any
+    ) -> tuple[Self, dict[str, Any]]: ...
+
+    @classmethod
+    def from_config(
         cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any
-    ) -> Any:
+    ) -> Self | tuple[Self, dict[str, Any]]:
         """Build the GLASS counterpart of the scheduler a config belongs to.
 
         Args:
@@ -219,7 +234,7 @@ class GLASSScheduler(SchedulerMixin, ConfigMixin):
         return (scheduler, {}) if return_unused_kwargs else scheduler
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any, **options: Any) -> GLASSScheduler:
+    def from_scheduler(cls, scheduler: Any, **options: Any) -> Self:
         """Build the GLASS counterpart of a scheduler object, exactly as it stands.
 
         The object itself is left alone. Of a GLASSScheduler the generator and the observers are

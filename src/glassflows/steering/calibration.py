@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from ..scheduler.hooks import Boundary
 from ..smc import filter as smc
 from .optional import needing_matplotlib
 from .strategy import Decision, Generators, Outcome, is_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ENOUGH = 4
 """Prompts, and particles of each, below which a calibration warns."""
@@ -194,7 +197,7 @@ class Calibration:
         ]
         return "\n".join(lines)
 
-    def plot(self) -> Any:
+    def plot(self) -> Figure:
         """Draw slopes and correlations with their standard errors, as a matplotlib figure.
 
         Notebooks show the figure that a cell ends in; `figure.savefig(path)` writes it. It is not

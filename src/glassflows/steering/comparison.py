@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from .optional import needing_matplotlib
 from .result import SteeringResult
 from .scorer import Reward
 from .steerer import Steerer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COLUMNS = (
     "",
@@ -162,7 +165,7 @@ class Comparison:
 
     __repr__ = __str__
 
-    def plot(self) -> Any:
+    def plot(self) -> Figure:
         """Draw the contact sheet as a matplotlib figure: a row for each prompt, a column for each.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from .optional import needing_matplotlib
 from .samples import Samples, samples_of
 from .strategy import worth
 from .trajectory import Trajectories
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -171,7 +174,7 @@ class SteeringResult:
         """
         return samples_of(self)
 
-    def plot(self, prompt: int = 0) -> Any:
+    def plot(self, prompt: int = 0) -> Figure:
         """Draw the genealogy of a prompt's particles, ESS and rewards, as a matplotlib figure.
 
         Notebooks show the figure that a cell ends in; `figure.savefig(path)` writes it. It is not
