@@ -1,5 +1,6 @@
 """What is released: a wheel that works by itself, and an sdist that builds it."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -30,9 +31,14 @@ def run(*command, **options):
     return done.stdout
 
 
+def build(folder):
+    """Build an sdist, and a wheel from it."""
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+
+
 @pytest.mark.slow
 def test_release(tmp_path):
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, ROOT)  # an sdist, and a wheel from it
+    build(tmp_path)
     (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
     assert wheel.name == f"glassflows-{glassflows.__version__}-py3-none-any.whl"
     run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist)
@@ -42,7 +48,16 @@ def test_release(tmp_path):
     assert not [name for name in names if not name.startswith("glassflows")]
     with tarfile.open(sdist) as archive:
         tops = {name.split("/")[1] for name in archive.getnames()}
-    assert tops == {"src", "README.md", "CHANGELOG.md", "LICENSE", "PKG-INFO", "pyproject.toml", ".gitignore"}
+    assert tops == {
+        "src",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "PKG-INFO",
+        "pyproject.toml",
+        "hatch_build.py",
+        ".gitignore",
+    }
 
     venv.create(tmp_path / "venv", with_pip=False)
     folder = next((tmp_path / "venv").glob("lib/python*/site-packages"), tmp_path / "venv/Lib/site-packages")
@@ -52,6 +67,25 @@ def test_release(tmp_path):
     python = next((tmp_path / "venv").glob("[bS]*/python*"))
     told = run(python, "-I", "-W", "error", "-c", USE.format(site=str(folder)), cwd=tmp_path)
     assert told.split()[:2] == [glassflows.__version__, "4"]
+
+
+@pytest.mark.slow
+def test_a_release_says_where_it_lies_if_that_is_told(tmp_path, monkeypatch):
+    address = "https://github.com/someone/glassflows"
+    told = {}
+    for name in ("", address):
+        monkeypatch.setenv("GLASSFLOWS_REPOSITORY", name)
+        build(tmp_path / str(len(name)))
+        (wheel,) = (tmp_path / str(len(name))).glob("*.whl")
+        (metadata,) = (one for one in zipfile.ZipFile(wheel).namelist() if one.endswith("METADATA"))
+        told[name] = zipfile.ZipFile(wheel).read(metadata).decode()
+    assert "\nProject-URL: " not in told[""]
+    assert "(docs/demo.png)" in told[""]
+    assert f"Project-URL: Repository, {address}\n" in told[address]
+    assert f"![Contact sheet of the demo]({address}/raw/v{glassflows.__version__}/docs/demo.png)" in told[address]
+    links = re.findall(r"\]\((.*?)\)", told[address])
+    assert len(links) > 20
+    assert not [link for link in links if not link.startswith("https://")]
 
 
 @pytest.mark.parametrize(("name", "written"), [("CHANGELOG.md", "\n## {}"), ("CITATION.cff", "\nversion: {}\n")])
