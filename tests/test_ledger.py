@@ -22,7 +22,7 @@ def test_the_ledger_adds_up(flux, sd):
 
     for options in ({}, {"num_transitions": 1}, {"output_type": "latent"}):
         ledger = flux.steer(reward=slow, **options).ledger
-        assert vars(ledger).keys() == {"network_calls", "decodes", "reward_calls", "gradients", "seconds"}
+        assert vars(ledger).keys() == {"network_calls", "decodes", "reward_calls", "gradients", "received", "seconds"}
         seconds = dict(ledger.seconds)
         assert seconds.pop("total") > sum(seconds.values())
         assert seconds["reward"] > 0.05 * ledger.reward_calls / 4

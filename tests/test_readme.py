@@ -34,6 +34,7 @@ IN_PLACE_OF = {  # what stands in the README: what runs here
         "docs/finetuning.md",
         "docs/hooks.md",
         "docs/index.md",
+        "docs/many_gpus.md",
         "docs/rewards.md",
         "docs/scenes.md",
         "docs/start.md",

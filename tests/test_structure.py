@@ -21,7 +21,7 @@ ORDER = {  # within a storey each module may import those before it
     "smc": "weights resampling potentials filter",
     "rewards": "images resemblance model open_clip clip aesthetic image_reward vlm compose adapters",
     "scheduler": "hooks supported config coordinates native calls noise_source progress glass flow_match",
-    "host": "ledger outputs patch refusals inpainting batch decode network_rows microbatch run",
+    "host": "ledger outputs patch refusals team inpainting batch decode network_rows microbatch run",
     "steering": (
         "arguments optional strategy widths budget calibration feynman_kac best_of_n search scorer proposals "
         "trajectory population record display diversity samples result rollouts plotting steerer feynman_kac_steerer "

@@ -336,13 +336,13 @@ def test_gradient_through_the_decoder(make, monkeypatch):
 
     graded = population.Scorer.graded
 
-    def noting(self, latents, dtype):
+    def noting(self, latents, dtype, keep=False):
         if "z" not in seen:
             direction = torch.randn(latents.shape, generator=tiny.seeded(5)) / latents[0].numel() ** 0.5
             seen["z"] = latents.clone()
             values = [red(self.decode(latents.double() + h * direction), None) for h in (0.05, -0.05)]
             seen["slope"], seen["direction"] = (values[0] - values[1]) / 0.1, direction
-        return graded(self, latents, dtype)
+        return graded(self, latents, dtype, keep)
 
     monkeypatch.setattr(Twist, "mean", watched)
     monkeypatch.setattr(population.Scorer, "graded", noting)

@@ -192,7 +192,7 @@ SECOND_TAKES_ALL = {  # options of a steerer by which the first of two particles
 STEERER = {  # what is a steerer's own; every other keyword argument is one of the call
     "reward", "num_particles", "num_transitions", "decode", "particle_batch_size", "decode_batch_size",
     "reward_batch_size", "previews", "reward_scale", "potential", "resampling", "ess_threshold", "score_every", "start",
-    "stop", "calibration", "twist", "look_ahead", "look_ahead_samples", "widths",
+    "stop", "calibration", "twist", "look_ahead", "look_ahead_samples", "widths", "distributed",
 }  # fmt: skip
 
 

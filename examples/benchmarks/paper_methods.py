@@ -146,7 +146,9 @@ def draw(method: Method, pipe: Any, reward: Any, prompt: str, batches: MicroBatc
     is_flow = isinstance(native, FlowMatchEulerDiscreteScheduler)
     pipe.scheduler = (GLASSFlowMatchScheduler if is_flow else GLASSScheduler).from_scheduler(native, **method.scheduler)
     try:
-        steer = Steerer(pipe, reward, method.strategy, method.particles, batches=batches, twist=method.twist)
+        steer = Steerer(
+            pipe, reward, method.strategy, method.particles, batches=batches, twist=method.twist, distributed=False
+        )
         out = steer(prompt, output_type="pt", **call)
     finally:
         pipe.scheduler = native

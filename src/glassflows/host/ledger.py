@@ -26,6 +26,7 @@ class Ledger:
             An accelerator is waited for at either end of each, so that none is charged with what
             another queued.
         gradients: Samples whose reward was differentiated, through the decoder.
+        received: Bytes that this process got from those with which it shared the particles.
     """
 
     network_calls: int = 0
@@ -33,6 +34,7 @@ class Ledger:
     reward_calls: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float), compare=False)
     gradients: int = 0
+    received: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         counts = (
@@ -41,6 +43,8 @@ class Ledger:
         )
         if self.gradients:
             counts += f", {self.gradients} gradients"
+        if self.received:
+            counts += f", {self.received / 1e6:.3g} MB from other processes"
         times = dict(self.seconds)
         total = times.pop("total", None)
         if total is None:

@@ -4,7 +4,8 @@ A row of a network's batch is a particle under one of the guidance conditions; t
 particle go together. The pipeline's own loop is left as it is: each of its calls of a network
 becomes several, whose outputs are put together. Particles that rest are in none of them, and their
 outputs are copies of those of particles that live, so that the loop finds numbers of the right size
-everywhere.
+everywhere. Where several processes share a run, each calls its networks for its own share of those
+that live, and gets the outputs of the others from them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .network_rows import (
     declared_by_network,
     state_kept,
 )
+from .team import ALONE, Team
 
 NETWORKS = (
     "transformer",
@@ -87,7 +89,7 @@ BATCH_SIZE_OPTIONS = {
 
 @dataclass
 class Living:
-    """Which particles of a run are worked on, from now on.
+    """Which particles of a run are worked on, from now on, and by which processes.
 
     Args:
         number: Particles of the run, of all prompts together.
@@ -95,12 +97,14 @@ class Living:
             once.
         chosen: Those that live, increasing, int64; None for all.
         num_frames: Frames of each, where a network may be given them as rows.
+        team: The processes, each of which works on its share of them.
     """
 
     number: int
     shrinks: bool = False
     chosen: Tensor | None = None
     num_frames: int = 1
+    team: Team = ALONE
 
     @property
     def particles(self) -> Tensor:
@@ -176,9 +180,15 @@ def check_no_state(pipe: Any, given: Mapping[str, Any], size: int | None, living
         ValueError: with the reason.
     """
     in_batches = _is_less(size, living.number)
-    if not (in_batches or living.shrinks):
+    alone = living.team.size == 1
+    if not (in_batches or living.shrinks) and alone:
         return
     if state := state_kept(pipe, given):
+        if not alone:
+            raise ValueError(
+                f"distributed: expected False for {type(pipe).__name__}, whose network keeps from "
+                f"call to call {state}: processes cannot share its particles"
+            )
         option = BATCH_SIZE_OPTIONS["network"] if in_batches else _WIDTHS
         expected = f"None (or at least {living.number})" if in_batches else "as many to the end"
         got = size if in_batches else "fewer"
@@ -277,12 +287,15 @@ def _in_parts(
 ) -> Method:
     """Return a function that calls another one for some particles at a time."""
     number = living.number
-    if not _is_less(size, number):  # then it is for those that rest
-        declared = replace(declared, field=_WIDTHS)
+    if not _is_less(size, number):  # then it is for those that rest, or for several processes
+        field = _WIDTHS if living.team.size == 1 else "distributed"
+        declared = replace(declared, field=field)
 
     @wraps(forward)
-    def in_parts(*args: Any, **kwargs: Any) -> Any:
-        if not (living.shrinks or living.chosen is not None or _is_less(size, number)):
+    def of_a_call(*args: Any, **kwargs: Any) -> Any:
+        team = living.team
+        in_parts = living.shrinks or living.chosen is not None or _is_less(size, number)
+        if not in_parts and team.size == 1:
             return forward(*args, **kwargs)
         given = {**dict(declared.named(args)), **kwargs}
         rows = _number_of_rows(declared, given)
@@ -292,20 +305,35 @@ def _in_parts(
         _check_declared(declared, given, number, rows)
         particles = living.particles
         size_of_part = min(size or number, len(particles))
-        if not rows or size_of_part == number:
+        if not rows or (size_of_part == number and team.size == 1):
             return forward(*args, **kwargs)
         order = torch.arange(rows).view(-1, number, each)  # by condition, particle and frame
-        chosen = order[:, particles].split(size_of_part, 1)
-        parts = [_Part(declared, part.flatten(), rows) for part in chosen]
-        outputs = []
-        for part in parts:
-            some = {name: part.of_argument(name, value) for name, value in given.items()}
-            positional = [some.pop(name) for name, _ in declared.named(args)]
-            outputs.append(forward(*positional, **some))
-        stand_ins = order[:, particles[living.places()]].flatten()
-        return _Whole(declared, parts, stand_ins).joined(outputs, declared.output)
 
-    return in_parts
+        def called(share: Tensor) -> tuple[list[_Part], list[Any]]:
+            """Call the network for some particles, as many at a time as are allowed."""
+            chosen = order[:, share].split(size_of_part, 1)
+            parts = [_Part(declared, part.flatten(), rows) for part in chosen]
+            outputs = []
+            for part in parts:
+                some = {name: part.of_argument(name, value) for name, value in given.items()}
+                positional = [some.pop(name) for name, _ in declared.named(args)]
+                outputs.append(forward(*positional, **some))
+            return parts, outputs
+
+        def in_order(share: Tensor, first: int) -> Any:
+            return _Whole(declared, *called(share)).in_order(order[:, share].flatten())
+
+        if team.size == 1:
+            whole = _Whole(declared, *called(particles))
+        else:
+            device = next((one.device for one in given.values() if isinstance(one, Tensor)), None)
+            outputs = team.shared(declared.name, particles, in_order, device)
+            shares = [particles[team.share(len(particles), rank)] for rank in range(team.size)]
+            parts = [_Part(declared, order[:, one].flatten(), rows) for one in shares if len(one)]
+            whole = _Whole(declared, parts, outputs)
+        return whole.in_order(order[:, particles[living.places()]].flatten())
+
+    return of_a_call
 
 
 def _number_of_rows(declared: Declared, given: Mapping[str, Any]) -> int:
@@ -434,36 +462,40 @@ class _Part:
 
 
 class _Whole:
-    """The parts of a call.
+    """The parts of a call, and their outputs.
 
     Args:
         declared: What is declared of the output.
         parts: The parts.
-        stand_ins: For each row of the call the row of a part whose output it gets.
+        outputs: The output of each.
     """
 
-    def __init__(self, declared: Declared, parts: list[_Part], stand_ins: Tensor) -> None:
+    def __init__(self, declared: Declared, parts: list[_Part], outputs: list[Any]) -> None:
         self.declared = declared
+        self.outputs = outputs
         self.sizes = [len(part.chosen) for part in parts]
-        places = torch.zeros_like(stand_ins)
-        chosen = torch.cat([part.chosen for part in parts])
-        places[chosen] = torch.arange(len(chosen))
-        self.back = places[stand_ins]
+        self._chosen = torch.cat([part.chosen for part in parts])
 
-    def joined(self, outputs: list[Any], layout: Layout) -> Any:
-        """Return the outputs of the parts as one, in the order of the rows."""
+    def in_order(self, rows: Tensor) -> Any:
+        """Return the outputs of rows of the call, each of which is in some part."""
+        places = torch.zeros(1 + int(self._chosen.max()), dtype=torch.long, device="cpu")
+        places[self._chosen] = torch.arange(len(self._chosen))
+        self.back = places[rows]
+        return self._joined(self.outputs, self.declared.output)
+
+    def _joined(self, outputs: list[Any], layout: Layout) -> Any:
         first = outputs[0]
         if isinstance(first, Tensor):
             return self._tensor(outputs, isinstance(layout, Along) and layout.several)
         if isinstance(first, dict):  # diffusers' output classes are dictionaries
-            entries = {name: self.joined([out[name] for out in outputs], layout) for name in first}
+            entries = {name: self._joined([out[name] for out in outputs], layout) for name in first}
             return entries if type(first) is dict else type(first)(**entries)
         if isinstance(first, list) and isinstance(layout, OneEach):
             everything = [one for out in outputs for one in out]
             return [everything[i] for i in self.back.tolist()]
         if isinstance(first, (list, tuple)):
             columns = zip(*outputs, strict=True)
-            return type(first)(self.joined(list(column), layout) for column in columns)
+            return type(first)(self._joined(list(column), layout) for column in columns)
         if first is None or isinstance(first, (bool, int, float, str)):
             return first
         raise self._wrong(f"a {type(first).__name__}, which may hold what is of all rows")

@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..scheduler.glass import GLASSScheduler
 from ..scheduler.hooks import Boundary, LookAhead, NetworkCall, TransitionHook
@@ -58,6 +59,7 @@ from .microbatch import (
 from .outputs import as_arrays, channels_last
 from .patch import Method, apart, current, is_current, replaced
 from .refusals import UnsteerablePipeline, check_steerable, has_safety_checker
+from .team import ALONE, Team
 
 _SIZES = ("height", "width", "num_frames")
 _CALLBACKS = {"callback_on_step_end", "callback"}
@@ -96,6 +98,7 @@ class PipelineRun:
         batches: How many particles are worked on at a time.
         ledger: Where network calls and seconds are counted.
         shrinks: Whether the hook will let particles rest.
+        team: The processes that share the particles.
 
     Attributes:
         prompts: The prompt of each particle, prompt-major; None where only embeddings were given.
@@ -113,6 +116,7 @@ class PipelineRun:
         ledger: Ledger,
         *,
         shrinks: bool = False,
+        team: Team = ALONE,
     ) -> None:
         check_steerable(pipe)
         self.pipe = pipe
@@ -121,11 +125,19 @@ class PipelineRun:
         self._batches = batches
         self._ledger = ledger
         self._arguments, self.prompts = lay_out(pipe, given, num_particles)
-        self._living = Living(len(self.prompts), shrinks)
+        self._living = Living(len(self.prompts), shrinks, team=team)
         check_no_state(pipe, given, batches.network, self._living)
+        if team.size > 1:
+            _check_alone(pipe)
         self._sizes: dict[str, int] = {}
         self._bar: Any = None
         self._kept = KeptRegion()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline runs."""
+        pipe = self.pipe
+        return torch.device(pipe._execution_device)
 
     def decoder(self) -> Decode:
         """Return what decodes latents as the pipeline does; to be called once the run is on.
@@ -305,7 +317,10 @@ class PipelineRun:
         """Return a `progress_bar` whose bars this run may write on."""
 
         def making(*args: Any, **kwargs: Any) -> Any:
-            self._bar = progress_bar(*args, **kwargs)
+            if self._living.team.rank:  # the first process has one for all
+                self._bar = tqdm(*args, **kwargs, disable=True)
+            else:
+                self._bar = progress_bar(*args, **kwargs)
             return self._bar
 
         return making
@@ -449,6 +464,21 @@ class _FollowingHook(TransitionHook):
         if at.index >= len(self.leader.moves):
             raise UnsteerablePipeline(self.leader.run.pipe, "a copy of its scheduler steps first")
         return self.leader.moves[at.index]
+
+
+def _check_alone(pipe: Any) -> None:
+    """Refuse networks that share a sample among processes, as diffusers' context parallelism does.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    for network in modules(pipe, NETWORKS):
+        if getattr(network, "_parallel_config", None) is not None:
+            raise ValueError(
+                f"distributed: expected False for {type(pipe).__name__}, whose "
+                f"{type(network).__name__} shares each sample among the processes "
+                "(enable_parallelism): processes share either samples or the particles"
+            )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ..host.decode import Decode
 from ..host.microbatch import BATCH_SIZE_OPTIONS, MicroBatches
+from ..host.team import Distributed
 from ..signatures import passing_on
 from ..smc.potentials import Potential
 from .calibration import Calibration
@@ -39,7 +40,7 @@ class FeynmanKacSteerer(Steerer):
 
     Args:
         pipe, reward, num_particles, num_transitions, decode: As in `Steerer`.
-        previews, twist, look_ahead, look_ahead_samples: As in `Steerer`.
+        previews, twist, look_ahead, look_ahead_samples, distributed: As in `Steerer`.
         particle_batch_size: Particles the networks see at a time, inside the pipeline's own loop;
             None for all.
         decode_batch_size: Latents decoded at a time, on the way and in the pipeline at the end;
@@ -71,6 +72,7 @@ class FeynmanKacSteerer(Steerer):
         twist: float | Twist = 0.0,
         look_ahead: int = 0,
         look_ahead_samples: int = 1,
+        distributed: Distributed = "auto",
         **options: Unpack[FeynmanKacOptions],
     ) -> None:
         super().__init__(
@@ -85,6 +87,7 @@ class FeynmanKacSteerer(Steerer):
             twist=twist,
             look_ahead=look_ahead,
             look_ahead_samples=look_ahead_samples,
+            distributed=distributed,
         )
 
 

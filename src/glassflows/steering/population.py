@@ -186,27 +186,26 @@ class Population(TransitionHook):
             ends, self._ends = torch.stack(self._ends), []
             return self._preview, log_mean_exp(ends, self._target(at))
         if self.twist is None or not at.stochastic:
-            samples = self.scorer.decoded(z.to(self._dtype, copy=True))
-            # the reward may write into what it gets
-            preview = self._previewed(samples)
-            return preview, self.scorer.score(samples)
-        samples, rewards, self._gradient = self.scorer.graded(z, self._dtype)
-        return self._previewed(samples), rewards
+            scored = self.scorer.scored(z.to(self._dtype, copy=True), self._shows)
+        else:
+            scored = self.scorer.graded(z, self._dtype, self._shows)
+        self._gradient = scored.gradients
+        return scored.preview, scored.rewards
 
-    def _previewed(self, samples: Tensor) -> Tensor | None:
-        """Return what the reward sees as it is kept or shown; None for neither."""
-        wanted = self.keep_previews or self.watch is not None
-        return self.scorer.preview(samples) if wanted else None
+    @property
+    def _shows(self) -> bool:
+        """Whether what the reward sees is kept or shown."""
+        return self.keep_previews or self.watch is not None
 
     def look_ahead(self, at: Boundary) -> LookAhead | None:
         return self.ahead if self.ahead and looks_ahead(self.strategy, at) else None
 
     def arrived(self, at: Boundary, z: Tensor) -> None:
         latents = self.of_living(z).to(self._dtype, copy=True)
-        samples = self.scorer.decoded(latents.clone())  # which a decoder may write into
+        scored = self.scorer.scored(latents.clone(), self._shows)  # a decoder may write into them
         if not self._ends:
-            self._preview = self._previewed(samples)
-        rewards = self.scorer.score(samples)
+            self._preview = scored.preview
+        rewards = scored.rewards
         self._ends.append(rewards)
         good = worth(rewards, self._target(at)[:, 0])
         rows = self.rows(good.argmax(1, keepdim=True), self.alive)
@@ -216,10 +215,11 @@ class Population(TransitionHook):
     def shift(self, at: Boundary, z: Tensor) -> Tensor | None:
         if self.twist is None or at.index == 0:  # from pure noise the gradient is that of E[z]
             return None
-        if self._gradient is None:  # no scoring was due
-            self._gradient = self.scorer.graded(self.of_living(z), self._dtype).gradients
+        gradient = self._gradient
+        if gradient is None:  # no scoring was due
+            gradient = self.scorer.graded(self.of_living(z), self._dtype).gradients
         scale = self._scale(at).expand(-1, self.alive).flatten()
-        self._mean = self.twist.mean(self._gradient, scale, at)
+        self._mean = self.twist.mean(gradient, scale, at)  # type: ignore[arg-type]
         living = self.living()
         if living is None:
             return self._mean

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..host.decode import Decode
 from ..host.ledger import Ledger
 from ..host.microbatch import MicroBatches, naming_batch_size
+from ..host.team import ALONE, Team
 
 Reward = Callable[[Tensor, list[Any]], Any]
 
@@ -68,18 +69,19 @@ _HALF_FACTOR = 2.0**10
 """What gradients in float16 are multiplied by: those of single pixels are below its numbers."""
 
 
-class Graded(NamedTuple):
-    """Samples with their rewards and the gradients of these.
+class Scored(NamedTuple):
+    """Rewards of latents.
 
     Args:
-        samples: What the reward saw, shape (N, …).
         rewards: Shape (P, K), float64; of a part of the particles, (N,).
-        gradients: ∇ r of each sample in its latents, shape (N, *event), float32.
+        preview: What the reward saw, shape (N, …), as it is kept or shown; None unless asked for.
+        gradients: ∇ r of each sample in its latents, shape (N, *event), float32; None unless asked
+            for.
     """
 
-    samples: Tensor
     rewards: Tensor
-    gradients: Tensor
+    preview: Tensor | None = None
+    gradients: Tensor | None = None
 
 
 class Scorer:
@@ -94,6 +96,7 @@ class Scorer:
         ledger: Where decodes, reward calls, gradients and seconds are counted.
         held_for_gradients: Context in which what `decode` runs stays as it is from a decode to its
             backward.
+        team: The processes, each of which decodes and scores its share.
     """
 
     def __init__(
@@ -105,7 +108,9 @@ class Scorer:
         batches: MicroBatches,
         ledger: Ledger,
         held_for_gradients: Callable[[], AbstractContextManager[None]] = nullcontext,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
         self.held_for_gradients = held_for_gradients
         self.reward = reward
         self.decode = decode
@@ -128,17 +133,9 @@ class Scorer:
     @torch.no_grad()
     def decoded(self, latents: Tensor) -> Tensor:
         """Return what the reward sees of latents, float32."""
-        size = self.batches.decode or len(latents)
-        return torch.cat([self._decoded(part) for part in latents.split(size)])
-
-    def _decoded(self, latents: Tensor) -> Tensor:
-        decode = self.decode
-        if isinstance(decode, str):
-            return latents.float()
-        with self.ledger.timing("decode"), naming_batch_size("decode"):
-            samples = _checked(decode(latents), latents)
-        self.ledger.decodes += len(latents)
-        return samples
+        self._count(decodes=len(latents))
+        parts = self.team.shared("the decoder", latents, lambda some, _: self._decoded(some))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def score(self, samples: Tensor) -> Tensor:
@@ -147,47 +144,101 @@ class Scorer:
         Raises:
             ValueError: if the reward does not return one finite score per sample.
         """
-        size = self.batches.reward or len(samples)
-        parts = [self._scores(part, i * size) for i, part in enumerate(samples.split(size))]
-        return self._finite(torch.cat(parts)).view(-1, self.num_particles)
+        self._count(reward_calls=len(samples))
+        return self._joined(self.team.shared("the reward", samples, self._scored)).rewards
 
-    def graded(self, latents: Tensor, dtype: torch.dtype) -> Graded:
-        """Return samples, their rewards, and the gradients of these in the latents.
+    @torch.no_grad()
+    def scored(self, latents: Tensor, keep: bool = False) -> Scored:
+        """Return the rewards of latents, and previews of what the reward saw if these are kept.
+
+        Raises:
+            ValueError: if the reward does not return one finite score per sample.
+        """
+        self._count(decodes=len(latents), reward_calls=len(latents))
+
+        def of_some(some: Tensor, first: int) -> Scored:
+            samples = self._decoded(some)
+            preview = self.preview(samples) if keep else None  # the reward may write into them
+            return self._scored(samples, first)._replace(preview=preview)
+
+        return self._joined(self.team.shared("the reward", latents, of_some))
+
+    def graded(self, latents: Tensor, dtype: torch.dtype, keep: bool = False) -> Scored:
+        """Return the rewards of latents, their gradients in these, and previews if they are kept.
 
         Some particles at a time are decoded, scored and differentiated.
 
         Args:
             latents: Shape (N, *event), float32.
             dtype: What latents are decoded in.
+            keep: Whether previews are wanted.
 
         Raises:
             ValueError: if the reward does not return one finite score per sample, or one without a
                 gradient.
         """
-        sizes = (self.batches.decode, self.batches.reward, len(latents))
-        size = min(one for one in sizes if one is not None)
-        parts = [self._graded(part, i * size, dtype) for i, part in enumerate(latents.split(size))]
-        samples, scores, gradients = (torch.cat(column) for column in zip(*parts, strict=True))
-        rewards = self._finite(scores).view(-1, self.num_particles)
-        if not gradients.isfinite().all():
+        number = len(latents)
+        self._count(decodes=number, reward_calls=number, gradients=number)
+
+        def of_some(some: Tensor, first: int) -> Scored:
+            sizes = (self.batches.decode, self.batches.reward, len(some))
+            size = min(one for one in sizes if one is not None)
+            return _in_one(
+                [
+                    self._graded(part, first + i * size, dtype, keep)
+                    for i, part in enumerate(some.split(size))
+                ]
+            )
+
+        graded = self._joined(self.team.shared("the gradient", latents, of_some))
+        if graded.gradients is None or not graded.gradients.isfinite().all():
             raise ValueError(
                 "twist: the gradient of the reward in the latents is not finite; expected numbers: "
                 "run the decoder and the reward in float32 or bfloat16, or leave twist out"
             )
-        return Graded(samples, rewards, gradients)
+        return graded
 
-    def _graded(self, latents: Tensor, first: int, dtype: torch.dtype) -> Graded:
+    def _count(self, **counts: int) -> None:
+        """Count what all processes together are about to do."""
+        for name, number in counts.items():
+            if name != "decodes" or not self.wants_latents:
+                setattr(self.ledger, name, getattr(self.ledger, name) + number)
+
+    def _joined(self, parts: list[Scored]) -> Scored:
+        """Return the parts of all processes as one."""
+        scored = _in_one(parts)
+        return scored._replace(rewards=self._finite(scored.rewards).view(-1, self.num_particles))
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Return samples of latents, as many at a time as are allowed."""
+        size = self.batches.decode or len(latents)
+        return torch.cat([self._samples(part) for part in latents.split(size)])
+
+    def _samples(self, latents: Tensor) -> Tensor:
+        decode = self.decode
+        if isinstance(decode, str):
+            return latents.float()
+        with self.ledger.timing("decode"), naming_batch_size("decode"):
+            return _checked(decode(latents), latents)
+
+    def _scored(self, samples: Tensor, first: int) -> Scored:
+        """Return the rewards of the samples of slots `first`, `first` + 1, …"""
+        size = self.batches.reward or len(samples)
+        parts = enumerate(samples.split(size))
+        return Scored(torch.cat([self._scores(part, first + i * size) for i, part in parts]))
+
+    def _graded(self, latents: Tensor, first: int, dtype: torch.dtype, keep: bool) -> Scored:
         ledger = self.ledger
         factor = _HALF_FACTOR if dtype == torch.float16 else 1.0
         with torch.inference_mode(False), torch.enable_grad(), self.held_for_gradients():
             z = latents.clone().requires_grad_()
-            samples = self._decoded(z.to(dtype, copy=True))  # which a decoder may write into
+            samples = self._samples(z.to(dtype, copy=True))  # which a decoder may write into
             if not samples.requires_grad:
                 raise ValueError(
                     "twist: expected decode to return images with a gradient in the latents, got "
                     "some without: decode without no_grad and detach, or leave twist out"
                 )
-            seen = samples.detach().clone()  # the reward may write into what it gets
+            preview = self.preview(samples.detach()) if keep else None
             scores = self._scores(samples, first)
             gradient = None
             if scores.requires_grad:
@@ -200,8 +251,7 @@ class Scorer:
                     "compute them by torch from the tensor that the reward is given, without "
                     "no_grad, detach, .item() or pictures, or leave twist out"
                 )
-        ledger.gradients += len(latents)
-        return Graded(seen, scores.detach(), gradient / factor)
+        return Scored(scores.detach(), preview, gradient / factor)
 
     def _scores(self, samples: Tensor, first: int) -> Tensor:
         """Return the scores of the samples of slots `first`, `first` + 1, …, float64 on the CPU."""
@@ -209,7 +259,6 @@ class Scorer:
         with self.ledger.timing("reward"), naming_batch_size("reward"):
             scores = self.reward(samples, prompts)
         scores = _numbers(scores)
-        self.ledger.reward_calls += len(samples)
         if scores.shape != (len(samples),):
             raise ValueError(
                 f"reward returned shape {tuple(scores.shape)}; expected one score per particle, "
@@ -230,6 +279,13 @@ class Scorer:
         if self.wants_latents or samples.ndim < 4:
             return samples.to("cpu", copy=True)
         return (samples.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+
+
+def _in_one(parts: list[Scored]) -> Scored:
+    """Return the parts of a population as one."""
+    rewards, previews, gradients = zip(*parts, strict=True)
+    rest = (None if one[0] is None else torch.cat(one) for one in (previews, gradients))
+    return Scored(torch.cat(rewards), *rest)
 
 
 def _checked(samples: Any, latents: Tensor) -> Tensor:

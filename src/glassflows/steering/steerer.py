@@ -21,6 +21,7 @@ from ..host.microbatch import BATCH_SIZE_OPTIONS, MicroBatches
 from ..host.outputs import OUTPUT_TYPES, channels_first, rows_of_others, rows_of_output
 from ..host.refusals import check_counts_no_steps, check_steerable, has_safety_checker
 from ..host.run import Drawn, PipelineRun
+from ..host.team import Distributed, Team, team_of
 from ..scheduler.flow_match import GLASSFlowMatchScheduler
 from ..scheduler.glass import GLASSScheduler
 from ..scheduler.hooks import LookAhead
@@ -107,6 +108,10 @@ class Steerer:
             prediction. 0 draws none. They count as network calls, and are not among
             `num_inference_steps`.
         look_ahead_samples: Number of such samples.
+        distributed: Whether the processes of `torch.distributed`, each with a pipeline of its own
+            on its own device, share the particles of a call: "auto" if a process group is
+            initialised, as `accelerate launch` does; False for a call of this process alone. All
+            have to make the same call, and all get its result.
 
     Raises:
         ValueError: if an option is out of range, the reward is no function of images and prompts,
@@ -130,6 +135,7 @@ class Steerer:
         twist: float | Twist = 0.0,
         look_ahead: int = 0,
         look_ahead_samples: int = 1,
+        distributed: Distributed = "auto",
     ) -> None:
         check_strategy(strategy)
         self.pipe = pipe
@@ -143,6 +149,7 @@ class Steerer:
         self.twist = twist
         self.look_ahead = look_ahead
         self.look_ahead_samples = look_ahead_samples
+        self.distributed: Distributed = distributed
         self._check()  # what would fail in the call is refused now
         check_steerable(pipe)
         self.strategy.init(1, num_particles)
@@ -224,10 +231,25 @@ class Steerer:
                 of several network calls are to be recorded.
             TypeError: for an argument that belongs to the constructor.
             RuntimeError: if a steered call of the same pipeline is under way.
+            ProcessFailed: if another of the processes that share the call failed.
 
         A reward that reads a model, and has a method `load`, reads it before the pipeline runs.
         After any exception the pipeline is as it was before.
         """
+        team = team_of(self.distributed)
+        with team.together():
+            return self._call(team, prompt, select, record, display, kwargs)
+
+    def _call(
+        self,
+        team: Team,
+        prompt: str | Sequence[str] | None,
+        select: Select,
+        record: bool,
+        display: bool,
+        kwargs: dict[str, Any],
+    ) -> SteeringResult:
+        """Make a call, whose particles a team of processes shares."""
         self._check()
         self._check_not_options(kwargs)
         check_prompt(prompt)
@@ -241,14 +263,16 @@ class Steerer:
             )
         recorder = Recorder() if record else None
         given = kwargs if prompt is None else {"prompt": prompt, **kwargs}
+        asked = wanted._asdict() | {"record": record}
         if self._ahead() is not None:
             check_counts_no_steps(self.pipe, given)
         ledger = Ledger()
         widths = self._widths()
         shrinks = widths[-1] < widths[0]
         run = PipelineRun(
-            self.pipe, given, self.num_particles, self.batches, ledger, shrinks=shrinks
+            self.pipe, given, self.num_particles, self.batches, ledger, shrinks=shrinks, team=team
         )
+        team.share_default_generators(run.device)
         scheduler = self._scheduler()
         number = wanted.num_images_per_prompt or widths[-1]
         written = recipe(
@@ -262,6 +286,8 @@ class Steerer:
             | {"num_images_per_prompt": number}
             | ({"record": True} if record else {}),
         )
+        alike = ("versions", "pipeline", "scheduler", "reward", "strategy")
+        team.agree({name: written[name] for name in alike} | self._options() | given | asked)
         decode: Any = run.decoder() if self.decode is None else self.decode
         scorer = Scorer(
             self.reward,
@@ -271,7 +297,11 @@ class Steerer:
             self.batches,
             ledger,
             run.held_for_gradients,
+            team,
         )
+        watch = None
+        if display:  # the first process shows for all
+            watch = Live(run.prompts[:: self.num_particles]) if team.rank == 0 else _nobody
         shape = (len(run.prompts) // self.num_particles, self.num_particles)
         population = Population(
             self.strategy,
@@ -282,7 +312,7 @@ class Steerer:
             self._twist(),
             self._ahead(),
             recorder,
-            Live(run.prompts[:: self.num_particles]) if display else None,
+            watch,
         )
         load_reward(self.reward)
         with ledger.timing("total"):
@@ -290,6 +320,7 @@ class Steerer:
             output_type = "latent" if wanted.output_type == "latent" else "np"
             drawn = run(scheduler, population, output_type, self._own_decoder())
             result = self._result(run, drawn, population, wanted, written, scheduler.timesteps)
+        ledger.received = team.received
         return (result.images, result) if as_tuple else result  # type: ignore[return-value]
 
     def calibrate(
@@ -619,6 +650,10 @@ class Steerer:
         if living is not None:
             samples = rows_of_output(samples, living, "np")
         return channels_first(samples).to(device)
+
+
+def _nobody(*args: Any) -> None:
+    """Watch, and show nothing."""
 
 
 def _scaled_as(strategy: Strategy[Any], reward: Any) -> Strategy[Any]:
