@@ -210,8 +210,8 @@ def test_one_transition_is_the_native_sampler(pipe):
 @pytest.mark.slow
 @tiny.TRANSFORMERS_5
 def test_steering_beats_plain_sampling(pipe, reward):
-    """16 hard prompts, one seed: the whole population scores higher, and more pictures are right."""
-    prompts = hard_prompts(16)
+    """10 hard prompts, one seed: the whole population scores higher, and more pictures are right."""
+    prompts = hard_prompts(10)
     plain, steered = (
         method(pipe, reward, prompts, spending, 0)
         for method, spending in (SHOWN["best of 26"], SHOWN["FK, GLASS, twisted"])

@@ -127,9 +127,10 @@ class Team:
             _working.reset(token)
         content, tensors = _without_tensors(mine)
         shapes = tuple((one.shape, one.dtype, one.device.type == "cpu") for one in tensors)
+        own = _as_bytes(tensors)
         with _uninterrupted():  # or others would wait for what never comes
             words = self._exchanged(_Word(place, None, content, shapes))
-            buffers = self._sent(_as_bytes(tensors), [word.size for word in words])
+            buffers = self._sent(own, [word.size for word in words])
         return [
             mine if rank == self.rank else _with_tensors(word, buffer, device)
             for rank, (word, buffer) in enumerate(zip(words, buffers, strict=True))
@@ -261,7 +262,7 @@ ALONE = Team()
 _lock = threading.Lock()
 _working: ContextVar[bool] = ContextVar("glassflows_working", default=False)
 _teams: ContextVar[Team] = ContextVar("glassflows_team", default=ALONE)
-_groups: dict[int, dist.ProcessGroup] = {}
+_groups: list[tuple[Any, dist.ProcessGroup]] = []  # the default group, and what was made for it
 
 
 def team_of(distributed: Distributed) -> Team:
@@ -293,10 +294,10 @@ def team_of(distributed: Distributed) -> Team:
 def _control_group() -> dist.ProcessGroup:
     """Return a gloo group of all processes, made once for each default group."""
     default = dist.group.WORLD
-    if id(default) not in _groups:
-        _groups.clear()
-        _groups[id(default)] = dist.new_group(backend="gloo", timeout=TIMEOUT)  # type: ignore[assignment]
-    return _groups[id(default)]
+    if not _groups or _groups[0][0] is not default:
+        made: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _groups[:] = [(default, made)]
+    return _groups[0][1]
 
 
 # ---- tensors and bytes ---------------------------------------------------------------------------
