@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 import uuid
 from queue import Empty
@@ -15,7 +16,7 @@ from torch import multiprocessing
 pytest.importorskip("diffusers", minversion="0.42")  # older ones build other pipelines
 
 import tiny
-from glassflows import BeamSearch, FeynmanKacSteerer, Halving, Ledger, MicroBatches, Steerer
+from glassflows import BeamSearch, FeynmanKacSteerer, Halving, Ledger, MicroBatches, Steerer, Twist
 from glassflows.host.run import PipelineRun
 from glassflows.host.team import ALONE, Team, team_of
 from test_microbatch import PIPELINES
@@ -107,8 +108,13 @@ def alike(steerer, **call):
     torch.testing.assert_close(shared.rewards, alone.rewards, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(shared.log_weights, alone.log_weights, rtol=1e-4, atol=1e-2)
     np.testing.assert_allclose(shared.images, alone.images, atol=5e-5)
+    torch.testing.assert_close(shared.latents, alone.latents, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(shared.log_evidence, alone.log_evidence, rtol=1e-4, atol=1e-2, equal_nan=True)
     assert shared.ledger == alone.ledger
+    assert shared.ledger.received > alone.ledger.received == 0
     assert (shared.previews is None) == (alone.previews is None)
+    if alone.previews is not None:
+        assert (shared.previews.int() - alone.previews.int()).abs().max() <= 1
 
 
 def steer_all(rank):
@@ -180,7 +186,7 @@ def draw_from_defaults(rank):
     torch.manual_seed(rank)
     toy = tiny.Toy(tiny.flux)
     out = toy.steerer(reward=level)(**toy.arguments(generator=None))
-    return out.rewards.tolist(), out.images.mean().item(), float(torch.rand(()))
+    return out.rewards.tolist(), out.latents.tolist(), float(torch.rand(()))
 
 
 @pytest.mark.slow
@@ -229,10 +235,20 @@ def fail_in_turn(rank):
         call(lambda images, prompts: level(images, prompts)[: 0 if rank else None])
     )  # of the wrong shape on one
     told.append(call(unknown=1) if rank else call())
+    told.append(call(steerer=toy.steerer(twist=Twist(1.0 + rank))))
+    told.append(call(lambda images, prompts: pressed(rank) or level(images, prompts)))
     assert toy.pipe.scheduler is native
     assert "forward" not in vars(toy.network)
     alike(toy.steerer(reward=level), **toy.arguments(PROMPTS))
     return told
+
+
+def pressed(rank):
+    """Press Ctrl-C in the second process while it waits for the first."""
+    if rank == 0:
+        time.sleep(1.5)
+    else:
+        threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 
 @pytest.mark.slow
@@ -258,6 +274,9 @@ def test_a_fault_of_one_ends_the_call_of_all(two):
     assert second[9].startswith("ValueError: reward returned shape (0,)")
     assert first[9].startswith(f"{failed}ValueError: reward returned shape (0,)")
     assert "got another on process 1 than on 0: unknown. Make" in first[10]
+    assert all("got another on process" in told[11] and "twist" in told[11] for told in (first, second))
+    assert second[12].startswith("KeyboardInterrupt")
+    assert first[12].startswith(f"{failed}KeyboardInterrupt")
     assert max(seconds for _, seconds in two["fail_in_turn"].values()) < 100
 
 
@@ -289,7 +308,8 @@ def steer_within(rank):
         inside = inner.steerer(reward=level, num_particles=2)(**inner.arguments(num_inference_steps=2))
         return level(images, prompts) + inside.rewards.mean()
 
-    return toy.steerer(reward=reward)(**toy.arguments()).rewards.tolist()
+    # of three particles one process scores one, and the other two, one after the other
+    return toy.steerer(reward=reward, num_particles=3, reward_batch_size=1)(**toy.arguments()).rewards.tolist()
 
 
 @pytest.mark.slow

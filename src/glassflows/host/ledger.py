@@ -26,7 +26,7 @@ class Ledger:
             An accelerator is waited for at either end of each, so that none is charged with what
             another queued.
         gradients: Samples whose reward was differentiated, through the decoder.
-        received: Bytes that this process got from those with which it shared the particles.
+        received: Bytes of tensors that came from other processes, which share the particles.
     """
 
     network_calls: int = 0

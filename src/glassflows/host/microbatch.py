@@ -473,13 +473,14 @@ class _Whole:
     def __init__(self, declared: Declared, parts: list[_Part], outputs: list[Any]) -> None:
         self.declared = declared
         self.outputs = outputs
+        self.rows = parts[0].rows
         self.sizes = [len(part.chosen) for part in parts]
         self._chosen = torch.cat([part.chosen for part in parts])
 
     def in_order(self, rows: Tensor) -> Any:
         """Return the outputs of rows of the call, each of which is in some part."""
-        places = torch.zeros(1 + int(self._chosen.max()), dtype=torch.long, device="cpu")
-        places[self._chosen] = torch.arange(len(self._chosen))
+        places = torch.zeros(self.rows, dtype=torch.long, device=self._chosen.device)
+        places[self._chosen] = torch.arange(len(self._chosen), device=places.device)
         self.back = places[rows]
         return self._joined(self.outputs, self.declared.output)
 

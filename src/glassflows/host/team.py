@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -68,7 +69,7 @@ class Team:
     Attributes:
         rank: The number of this process.
         size: The number of processes.
-        received: Bytes that this process has received of others.
+        received: Bytes of tensors that this process has received of others.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -168,6 +169,8 @@ class Team:
         Raises:
             ValueError: with the names of the facts that differ.
         """
+        if self.group is None:
+            return
         own = {name: _digest(value) for name, value in facts.items()}
         for rank, other in enumerate(self.meet("the start", lambda: own)):
             names = [name for name in own.keys() | other.keys() if own.get(name) != other.get(name)]
@@ -239,22 +242,28 @@ class Team:
                 work.wait()  # type: ignore[union-attr]
         except RuntimeError as error:
             self._over = True
-            raise ProcessFailed(f"distributed: another process is gone: {error}") from error
+            raise ProcessFailed(
+                f"distributed: another process is gone, or the exchange failed: {error}"
+            ) from error
         self.received += sum(sizes) - sizes[self.rank]
         return buffers
 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of a block."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Let Ctrl-C wait for the end of a block; only the main thread is interrupted by it."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 ALONE = Team()
@@ -351,18 +360,27 @@ def _as_bytes(tensors: list[Tensor]) -> Tensor:
 
 def _digest(value: Any) -> str:
     """Return a hash of what a call is given; of objects that are no data it tells the type."""
-    if isinstance(value, Mapping):
+    if is_dataclass(value) and not isinstance(value, type):
+        value = (
+            type(value).__name__,
+            _digest({one.name: getattr(value, one.name) for one in fields(value)}),
+        )
+    elif isinstance(value, Mapping):
         value = sorted((str(name), _digest(one)) for name, one in value.items())
     elif isinstance(value, (list, tuple)):
         value = [_digest(one) for one in value]
     elif isinstance(value, torch.Generator):
         value = value.device.type, _digest(value.get_state())
     elif isinstance(value, Tensor):
-        value = value.shape, value.dtype, _as_bytes([value.detach()]).numpy().tobytes()
+        value = value.shape, value.dtype, _hash(_as_bytes([value.detach()]).numpy().tobytes())
     elif isinstance(value, np.ndarray):
-        value = value.shape, value.dtype, value.tobytes()
+        value = value.shape, value.dtype, _hash(value.tobytes())
     elif isinstance(value, Image):
-        value = value.mode, value.size, value.tobytes()
+        value = value.mode, value.size, _hash(value.tobytes())
     elif not (value is None or isinstance(value, (bool, int, float, str, bytes))):
-        value = type(value).__name__
-    return hashlib.blake2b(repr(value).encode(), digest_size=16).hexdigest()
+        value = getattr(value, "__qualname__", type(value).__name__)
+    return _hash(repr(value).encode())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

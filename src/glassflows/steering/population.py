@@ -247,7 +247,8 @@ class Population(TransitionHook):
         return self._scale(replace(at, index=at.total))
 
     def begins(self, seeds: list[int]) -> None:
-        """Seed the generator of each group by its first particle."""
+        """Seed the generator of each group by its first particle, on all processes alike."""
+        self.scorer.team.agree({"initial latents": seeds})
         first = seeds[:: self.shape[1]]
         for generator, seed in zip(self._generators, first, strict=True):
             generator.manual_seed(seed)

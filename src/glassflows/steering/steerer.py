@@ -272,7 +272,9 @@ class Steerer:
         run = PipelineRun(
             self.pipe, given, self.num_particles, self.batches, ledger, shrinks=shrinks, team=team
         )
-        team.share_default_generators(run.device)
+        load_reward(self.reward)  # which may draw random numbers
+        if not {"generator", "latents"} & given.keys():
+            team.share_default_generators(run.device)
         scheduler = self._scheduler()
         number = wanted.num_images_per_prompt or widths[-1]
         written = recipe(
@@ -286,8 +288,8 @@ class Steerer:
             | {"num_images_per_prompt": number}
             | ({"record": True} if record else {}),
         )
-        alike = ("versions", "pipeline", "scheduler", "reward", "strategy")
-        team.agree({name: written[name] for name in alike} | self._options() | given | asked)
+        alike = {name: written[name] for name in ("versions", "pipeline", "scheduler", "reward")}
+        team.agree(alike | {"strategy": self.strategy} | self._options() | given | asked)
         decode: Any = run.decoder() if self.decode is None else self.decode
         scorer = Scorer(
             self.reward,
@@ -314,7 +316,6 @@ class Steerer:
             recorder,
             watch,
         )
-        load_reward(self.reward)
         with ledger.timing("total"):
             # as floats, so that the reward sees no rounding
             output_type = "latent" if wanted.output_type == "latent" else "np"
