@@ -39,6 +39,7 @@ def level(samples, prompts):
 def member(rank, size, path, works, results):
     """Be one of several processes: put what each work returns or raises, and the seconds that it took."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=size)
     for work in works:
         start = time.monotonic()
