@@ -184,8 +184,8 @@ def test_more_processes_than_particles(four):
 
 
 def draw_from_defaults(rank):
+    toy = tiny.Toy(tiny.flux)  # which seeds what its weights are drawn from
     torch.manual_seed(rank)
-    toy = tiny.Toy(tiny.flux)
     out = toy.steerer(reward=level)(**toy.arguments(generator=None))
     return out.rewards.tolist(), out.latents.tolist(), float(torch.rand(()))
 
@@ -232,9 +232,7 @@ def fail_in_turn(rank):
         return kwargs
 
     told.append(call(callback_on_step_end=stop))
-    told.append(
-        call(lambda images, prompts: level(images, prompts)[: 0 if rank else None])
-    )  # of the wrong shape on one
+    told.append(call(lambda images, prompts: level(images, prompts)[: 0 if rank else None]))
     told.append(call(unknown=1) if rank else call())
     told.append(call(steerer=toy.steerer(twist=Twist(1.0 + rank))))
     told.append(call(lambda images, prompts: pressed(rank) or level(images, prompts)))

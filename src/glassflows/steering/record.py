@@ -6,6 +6,7 @@ import base64
 import json
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def recipe(
         given: The keyword arguments of the call.
     """
     drawing: dict[str, Any] = {}
-    if not {"generator", "latents"} & given.keys():
+    if draws_by_default(given):
         drawing["global_generator"] = _default_generator(pipe)
     config = scheduler.config
     return {
@@ -359,6 +360,11 @@ def _written_generator(generator: torch.Generator) -> dict[str, Any]:
     if not torch.equal(state, fresh):  # it has been drawn from
         record["state"] = base64.b64encode(state.numpy().tobytes()).decode()
     return record
+
+
+def draws_by_default(given: Mapping[str, Any]) -> bool:
+    """Return whether a call draws its initial latents from torch's default generator."""
+    return given.get("generator") is None and given.get("latents") is None
 
 
 def _default_generator(pipe: Any) -> torch.Generator:

@@ -41,7 +41,7 @@ from .diversity import mean_distance
 from .feynman_kac import FeynmanKac, check_calibrates
 from .population import Population, Select
 from .proposals import Twist
-from .record import recipe
+from .record import draws_by_default, recipe
 from .result import SteeringResult
 from .scorer import Reward, Scorer, check_reward, load_reward
 from .strategy import Strategy, check_strategy, check_whole, is_whole, worth
@@ -273,7 +273,7 @@ class Steerer:
             self.pipe, given, self.num_particles, self.batches, ledger, shrinks=shrinks, team=team
         )
         load_reward(self.reward)  # which may draw random numbers
-        if not {"generator", "latents"} & given.keys():
+        if draws_by_default(given):
             team.share_default_generators(run.device)
         scheduler = self._scheduler()
         number = wanted.num_images_per_prompt or widths[-1]
