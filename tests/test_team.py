@@ -1,10 +1,12 @@
 """Several processes that share the particles of a call: as one process alone, and ended together."""
 
+import logging
 import os
 import signal
 import threading
 import time
 import uuid
+from datetime import timedelta
 from queue import Empty
 
 import numpy as np
@@ -15,8 +17,10 @@ from torch import multiprocessing
 
 pytest.importorskip("diffusers", minversion="0.42")  # older ones build other pipelines
 
+import scenes
 import tiny
 from glassflows import BeamSearch, FeynmanKacSteerer, Halving, Ledger, MicroBatches, Steerer, Twist
+from glassflows.host import team
 from glassflows.host.run import PipelineRun
 from glassflows.host.team import ALONE, Team, team_of
 from test_microbatch import PIPELINES
@@ -77,13 +81,17 @@ def on(size, works, folder, dead=0, seconds=400):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    return on(2, [steer_all, draw_from_defaults, steer_within, fail_in_turn], tmp_path_factory.mktemp("two"))
+    return on(
+        2,
+        [steer_all, steer_scenes, steer_offloaded, draw_from_defaults, steer_within, fail_in_turn, come_late],
+        tmp_path_factory.mktemp("two"),
+    )
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     """Four processes, of which one dies in the end."""
-    return on(4, [steer_some, share_two_particles, die], tmp_path_factory.mktemp("four"), dead=1)
+    return on(4, [steer_some, steer_scenes, share_two_particles, die], tmp_path_factory.mktemp("four"), dead=1)
 
 
 def raised(work):
@@ -138,6 +146,26 @@ def steer_pipeline(label):
     alike(toy.steerer(reward=level, num_particles=3, reward_scale=1.0), **toy.arguments(num_inference_steps=4))
 
 
+def steer_scenes(rank):
+    """The trained model, twisted, with a reward of its images."""
+    pipe = scenes.load_pipeline()
+    steerer = FeynmanKacSteerer(pipe, scenes.load_reward(), 5, num_transitions=3, twist=0.5)
+    alike(steerer, prompt="a red circle", num_inference_steps=6, output_type="np", **scenes.CALL)
+    return "alike"
+
+
+def steer_offloaded(rank):
+    """Networks and decoders that are away where they are not at work."""
+    for offload in (
+        lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
+        lambda pipe: pipe.enable_group_offload("cpu", offload_type="leaf_level"),
+    ):
+        toy = tiny.Toy(tiny.flux)
+        offload(toy.pipe)
+        alike(toy.steerer(reward=level, num_particles=5, twist=1.0, reward_scale=1.0), **toy.arguments(PROMPTS))
+    return "alike"
+
+
 def steer_some(rank):
     toy = tiny.Toy(tiny.flux)
     for options in VARIANTS[:2]:
@@ -146,13 +174,15 @@ def steer_some(rank):
 
 
 @pytest.mark.slow
-def test_two_processes_are_as_one(two):
-    assert [out for out, _ in two["steer_all"].values()] == ["alike"] * 2
+@pytest.mark.parametrize("work", ["steer_all", "steer_scenes", "steer_offloaded"])
+def test_two_processes_are_as_one(two, work):
+    assert [out for out, _ in two[work].values()] == ["alike"] * 2
 
 
 @pytest.mark.slow
-def test_four_processes_are_as_one(four):
-    assert [out for out, _ in four["steer_some"].values()] == ["alike"] * 4
+@pytest.mark.parametrize("work", ["steer_some", "steer_scenes"])
+def test_four_processes_are_as_one(four, work):
+    assert [out for out, _ in four[work].values()] == ["alike"] * 4
 
 
 def steer_pipelines(rank):
@@ -164,7 +194,10 @@ def steer_pipelines(rank):
 @pytest.mark.zoo
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_three_processes_are_as_one_on_every_kind_of_pipeline(tmp_path):
-    assert [out for out, _ in on(3, [steer_pipelines], tmp_path)["steer_pipelines"].values()] == ["alike"] * 3
+    told = on(3, [steer_pipelines, steer_all, steer_scenes, steer_offloaded], tmp_path)
+    assert {work: [out for out, _ in outs.values()] for work, outs in told.items()} == dict.fromkeys(
+        told, ["alike"] * 3
+    )
 
 
 def share_two_particles(rank):
@@ -277,6 +310,26 @@ def test_a_fault_of_one_ends_the_call_of_all(two):
     assert second[12].startswith("KeyboardInterrupt")
     assert first[12].startswith(f"{failed}KeyboardInterrupt")
     assert max(seconds for _, seconds in two["fail_in_turn"].values()) < 100
+
+
+def come_late(rank):
+    """Return what a process says while it waits for another to make its call."""
+    toy, said = tiny.Toy(tiny.flux), []
+    logger = logging.getLogger(team.__name__)
+    logger.addFilter(lambda record: said.append(record.getMessage()))
+    team.PATIENCE = timedelta(seconds=0.3)
+    if rank == 1:
+        time.sleep(1.5)
+    toy.steerer(reward=level)(**toy.arguments(PROMPTS))
+    return said
+
+
+@pytest.mark.slow
+def test_a_process_says_that_it_waits_for_others_to_begin(two):
+    (first, _), (second, _) = two["come_late"][0], two["come_late"][1]
+    assert len(first) == 1
+    assert "for 0.3 s for others" in first[0]
+    assert second == []
 
 
 def die(rank):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import pickle
 import signal
 import threading
@@ -33,6 +34,11 @@ Distributed = Literal["auto"] | bool
 
 TIMEOUT = timedelta(minutes=30)
 """How long processes wait for the slowest at a meeting."""
+
+PATIENCE = timedelta(minutes=1)
+"""How long a process waits for the others to begin a call before it says so."""
+
+_START = "the start"
 
 
 class ProcessFailed(RuntimeError):
@@ -129,7 +135,7 @@ class Team:
         content, tensors = _without_tensors(mine)
         shapes = tuple((one.shape, one.dtype, one.device.type == "cpu") for one in tensors)
         own = _as_bytes(tensors)
-        with _uninterrupted():  # or others would wait for what never comes
+        with _uninterrupted(), _telling_of(place):  # or others would wait for what never comes
             words = self._exchanged(_Word(place, None, content, shapes))
             buffers = self._sent(own, [word.size for word in words])
         return [
@@ -172,7 +178,7 @@ class Team:
         if self.group is None:
             return
         own = {name: _digest(value) for name, value in facts.items()}
-        for rank, other in enumerate(self.meet("the start", lambda: own)):
+        for rank, other in enumerate(self.meet(_START, lambda: own)):
             names = [name for name in own.keys() | other.keys() if own.get(name) != other.get(name)]
             if names:
                 raise ValueError(
@@ -190,7 +196,7 @@ class Team:
         module = getattr(torch, device.type, None)
         if device.type != "cpu" and module is not None:
             states.append(module.get_rng_state(device))
-        states = self.meet("the start", lambda: states)[0]
+        states = self.meet(_START, lambda: states)[0]
         torch.set_rng_state(states[0])
         if len(states) > 1:
             module.set_rng_state(states[1], device)  # type: ignore[union-attr]
@@ -266,7 +272,35 @@ def _uninterrupted() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
+@contextmanager
+def _telling_of(place: str) -> Iterator[None]:
+    """Say at the start of a call, within a block that takes long, that others are waited for."""
+    if place != _START:
+        yield
+        return
+    seconds = PATIENCE.total_seconds()
+    timer = threading.Timer(
+        seconds,
+        _logger.warning,
+        [
+            "distributed: this process has waited for %g s for others to make the call whose "
+            "particles all share; it waits up to %s. If this one alone is to make it, pass "
+            "distributed=False.",
+            seconds,
+            TIMEOUT,
+        ],
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 ALONE = Team()
+
+_logger = logging.getLogger(__name__)
 
 _lock = threading.Lock()
 _working: ContextVar[bool] = ContextVar("glassflows_working", default=False)
