@@ -1,12 +1,84 @@
-"""The arguments of a call, checked before anything is drawn."""
+"""The arguments of a call, checked before anything is drawn, and what they ask to have returned."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+
+from ..host.batch import COUNTS
+from ..host.outputs import OUTPUT_TYPES
+from ..host.refusals import has_safety_checker
+from .strategy import is_whole
+
+Select = Literal["all", "best", "best_seen", "sample"]
+
+
+class Wanted(NamedTuple):
+    """What a call is to return: in which form, which samples, how many of each prompt.
+
+    None is for all that live in the end.
+    """
+
+    output_type: str
+    select: Select
+    num_images_per_prompt: int | None
+
+
+def take_wanted(
+    given: dict[str, Any], select: Select, pipe: Any, widths: Sequence[int], looks_ahead: bool
+) -> Wanted:
+    """Take out of a call's keyword arguments what it is to return.
+
+    Args:
+        given: The keyword arguments.
+        select: Which samples.
+        pipe: The pipeline.
+        widths: How many particles of a prompt live in each part of the run.
+        looks_ahead: Whether samples of their futures are drawn on the way.
+
+    Raises:
+        ValueError: if it cannot be returned.
+    """
+    output_type = given.pop("output_type", "pil")
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(
+            f'output_type: expected "pil", "np", "pt" or "latent", got {output_type!r}'
+        )
+    if select not in get_args(Select):
+        raise ValueError(f"select: expected one of {get_args(Select)}, got {select!r}")
+    counts: list[Any] = [given.pop(name, None) for name in COUNTS]
+    one_each = select in ("best", "best_seen")
+    default = 1 if one_each else None
+    number: Any = next((count for count in counts if count is not None), default)
+    if number is not None and not (is_whole(number) and 1 <= number <= widths[-1]):
+        most = f"num_particles={widths[-1]}"
+        if len(widths) > 1:
+            most = f"{widths[-1]}, the last of widths={widths}"
+        raise ValueError(f"num_images_per_prompt: expected 1 to {most}, got {number!r}")
+    if select == "best_seen":
+        _check_best_seen(number, pipe, looks_ahead)
+    return Wanted(output_type, select, number)
+
+
+def _check_best_seen(number: Any, pipe: Any, looks_ahead: bool) -> None:
+    """Check that images are seen on the way, and that they may be returned."""
+    if not looks_ahead:
+        raise ValueError(
+            'select="best_seen": expected look_ahead of at least 1, which sees images on the way, '
+            'got 0: set it, or take select="best"'
+        )
+    if number != 1:
+        raise ValueError(
+            f'select="best_seen": expected num_images_per_prompt of 1, got {number}: leave it out'
+        )
+    if has_safety_checker(pipe):
+        raise ValueError(
+            'select="best_seen": expected a pipeline without a safety checker, past which no image '
+            f'goes, got {type(pipe).__name__} with one: take select="best"'
+        )
 
 
 def check_not_options(given: Mapping[str, Any], options: Collection[str], steerer: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +14,11 @@ from ..caller import warn
 from ..scheduler.hooks import Boundary, LookAhead, TransitionHook
 from ..smc.resampling import systematic
 from ..smc.weights import log_mean
+from .arguments import Select
 from .proposals import Twist, log_ratio, per_row
 from .scorer import Scorer
 from .strategy import Decision, Outcome, Strategy, is_whole, looks_ahead, worth
 from .trajectory import Recorder
-
-Select = Literal["all", "best", "best_seen", "sample"]
 
 
 class Scoring(NamedTuple):

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
-from copy import copy, deepcopy
+from copy import copy
 from dataclasses import fields, is_dataclass, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ..caller import warn
 from ..host.batch import COUNTS
 from ..host.decode import Decode
 from ..host.ledger import Ledger
 from ..host.microbatch import BATCH_SIZE_OPTIONS, MicroBatches
-from ..host.outputs import OUTPUT_TYPES, channels_first, rows_of_others, rows_of_output
-from ..host.refusals import check_counts_no_steps, check_steerable, has_safety_checker
-from ..host.run import Drawn, PipelineRun
+from ..host.refusals import check_counts_no_steps, check_steerable
+from ..host.run import PipelineRun
 from ..host.team import Distributed, Team, team_of
 from ..scheduler.flow_match import GLASSFlowMatchScheduler
 from ..scheduler.glass import GLASSScheduler
 from ..scheduler.hooks import LookAhead
 from ..signatures import passing_on
-from .arguments import check_generator, check_not_options, check_prompt
+from .arguments import (
+    Select,
+    check_generator,
+    check_not_options,
+    check_prompt,
+    take_wanted,
+)
 from .budget import affordable_calls, num_transitions, proposals
 from .calibration import (
     Calibration,
@@ -37,30 +39,19 @@ from .calibration import (
     warn_if_few,
 )
 from .display import Live
-from .diversity import mean_distance
+from .ending import ended
 from .feynman_kac import FeynmanKac, check_calibrates
-from .population import Population, Select
+from .population import Population
 from .proposals import Twist
 from .record import draws_by_default, recipe
 from .result import SteeringResult
 from .scorer import Reward, Scorer, check_reward, load_reward
-from .strategy import Strategy, check_strategy, check_whole, is_whole, worth
+from .strategy import Strategy, check_strategy, check_whole, is_whole
 from .trajectory import Recorder
 from .widths import check_enough
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-class _Wanted(NamedTuple):
-    """What a call is to return: in which form, which samples, how many of each prompt.
-
-    None is for all that live in the end.
-    """
-
-    output_type: str
-    select: Select
-    num_images_per_prompt: int | None
 
 
 class _OfItsPipeline:
@@ -255,7 +246,8 @@ class Steerer:
         check_prompt(prompt)
         check_generator(kwargs.get("generator"))
         as_tuple = not kwargs.pop("return_dict", True)
-        wanted = self._wanted(select, kwargs)
+        ahead = self._ahead()
+        wanted = take_wanted(kwargs, select, self.pipe, self._widths(), ahead is not None)
         if record and select == "best_seen":
             raise ValueError(
                 'record: expected samples of the chain itself, got select="best_seen", which may '
@@ -264,7 +256,7 @@ class Steerer:
         recorder = Recorder() if record else None
         given = kwargs if prompt is None else {"prompt": prompt, **kwargs}
         asked = wanted._asdict() | {"record": record}
-        if self._ahead() is not None:
+        if ahead is not None:
             check_counts_no_steps(self.pipe, given)
         ledger = Ledger()
         widths = self._widths()
@@ -312,7 +304,7 @@ class Steerer:
             self.previews,
             run.show,
             self._twist(),
-            self._ahead(),
+            ahead,
             recorder,
             watch,
         )
@@ -320,7 +312,7 @@ class Steerer:
             # as floats, so that the reward sees no rounding
             output_type = "latent" if wanted.output_type == "latent" else "np"
             drawn = run(scheduler, population, output_type, self._own_decoder())
-            result = self._result(run, drawn, population, wanted, written, scheduler.timesteps)
+            result = ended(run, drawn, population, wanted, written, scheduler, self._own_decoder())
         ledger.received = team.received
         return (result.images, result) if as_tuple else result  # type: ignore[return-value]
 
@@ -483,47 +475,6 @@ class Steerer:
             return None
         return LookAhead(self.look_ahead, self.look_ahead_samples)
 
-    def _wanted(self, select: Select, kwargs: dict[str, Any]) -> _Wanted:
-        """Take out of a call's keyword arguments what it is to return."""
-        output_type = kwargs.pop("output_type", "pil")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(
-                f'output_type: expected "pil", "np", "pt" or "latent", got {output_type!r}'
-            )
-        if select not in get_args(Select):
-            raise ValueError(f"select: expected one of {get_args(Select)}, got {select!r}")
-        counts: list[Any] = [kwargs.pop(name, None) for name in COUNTS]
-        one_each = select in ("best", "best_seen")
-        default = 1 if one_each else None
-        number: Any = next((count for count in counts if count is not None), default)
-        widths = self._widths()
-        if number is not None and not (is_whole(number) and 1 <= number <= widths[-1]):
-            most = f"num_particles={widths[-1]}"
-            if len(widths) > 1:
-                most = f"{widths[-1]}, the last of widths={widths}"
-            raise ValueError(f"num_images_per_prompt: expected 1 to {most}, got {number!r}")
-        if select == "best_seen":
-            self._check_best_seen(number)
-        return _Wanted(output_type, select, number)
-
-    def _check_best_seen(self, number: Any) -> None:
-        """Check that images are seen on the way, and that they may be returned."""
-        if self._ahead() is None:
-            raise ValueError(
-                'select="best_seen": expected look_ahead of at least 1, which sees images on the '
-                'way, got 0: set it, or take select="best"'
-            )
-        if number != 1:
-            raise ValueError(
-                f'select="best_seen": expected num_images_per_prompt of 1, got {number}: leave it '
-                "out"
-            )
-        if has_safety_checker(self.pipe):
-            raise ValueError(
-                'select="best_seen": expected a pipeline without a safety checker, past which no '
-                f'image goes, got {type(self.pipe).__name__} with one: take select="best"'
-            )
-
     def _scheduler(self) -> GLASSScheduler:
         """Return a GLASS scheduler for the pipeline, made of its own."""
         native = self.pipe.scheduler
@@ -553,104 +504,6 @@ class Steerer:
         strategy = self.strategy
         names = [field.name for field in fields(strategy)] if is_dataclass(strategy) else []
         return own | {name: getattr(strategy, name) for name in names} | sizes
-
-    def _result(
-        self,
-        run: PipelineRun,
-        drawn: Drawn,
-        population: Population,
-        wanted: _Wanted,
-        written: dict[str, Any],
-        timesteps: torch.Tensor,
-    ) -> SteeringResult:
-        """Weigh the final samples by their own rewards and put everything together."""
-        scorer = population.scorer
-        samples = self._final_samples(drawn, population, wanted.output_type)
-        diversity = mean_distance(samples, population.alive)  # a reward may write into them
-        rewards = scorer.score(samples)
-        outcome = population.finish(rewards, drawn.interrupted)
-        number = wanted.num_images_per_prompt or population.alive
-        order = population.order(wanted.select, rewards, outcome, number)
-        rows, output, seen = population.rows(order), drawn.samples, population.best_seen
-        latents = drawn.latents
-        if latents is not None:
-            latents = run.with_kept_region(latents).cpu()[rows]
-        if wanted.select == "best_seen" and seen is None and not drawn.interrupted:
-            warn(
-                f'select="best_seen": {self.strategy!r} scored no particles on the way, so none of '
-                "their futures was seen, and the best final sample is returned. Widen the window "
-                "of scoring, or take more transitions or another strategy."
-            )
-        if wanted.select == "best_seen" and seen is not None:
-            best = worth(rewards, outcome.reward_scale).amax(1)
-            better = worth(seen.rewards[:, None], outcome.reward_scale)[:, 0] > best
-            if better.any():
-                output = self._with_best_seen(run, drawn, seen.latents[better], rows[better])
-                latents[better] = seen.latents[better].to(latents)  # type: ignore[index, arg-type]
-            order = torch.where(better[:, None], -1, order)
-        past, trajectories = population.history(), None
-        if population.recorder is not None:
-            trajectories = population.recorder.trajectories(
-                order, past["ancestors"], past["transitions"], timesteps
-            )
-        return SteeringResult(
-            images=rows_of_output(output, rows, wanted.output_type),
-            others=rows_of_others(drawn.outputs, math.prod(population.shape), rows),
-            rewards=rewards,
-            log_weights=outcome.log_weights,
-            log_evidence=outcome.log_evidence,
-            strategy=type(self.strategy).__name__,
-            reward_scale=outcome.reward_scale,
-            order=order,
-            seen=None if seen is None else seen.rewards,
-            diversity=diversity,
-            interrupted=drawn.interrupted,
-            ledger=scorer.ledger,
-            recipe=written,
-            latents=latents,
-            trajectories=trajectories,
-            **past,
-        )
-
-    def _with_best_seen(
-        self, run: PipelineRun, drawn: Drawn, latents: torch.Tensor, rows: torch.Tensor
-    ) -> Any:
-        """Return the samples of the run, some rows of which are replaced.
-
-        Args:
-            latents: Clean latents that take the place of rows, shape (n, *event).
-            rows: Shape (n,).
-        """
-        output = deepcopy(drawn.samples)
-        output_type = "latent" if isinstance(output, torch.Tensor) else "np"
-        seen = run.as_output(latents, output, output_type, self._own_decoder())
-        if seen is output:
-            raise ValueError(
-                f'select="best_seen": do not know how {type(self.pipe).__name__} turns latents '
-                "into images: pass decode="
-            )
-        output[rows.numpy()] = seen
-        return output
-
-    def _final_samples(
-        self, drawn: Drawn, population: Population, output_type: str
-    ) -> torch.Tensor:
-        """Return the samples of the particles that live in the end, as the reward sees them."""
-        scorer = population.scorer
-        if scorer.wants_latents:
-            if drawn.latents is None:
-                raise ValueError(
-                    f"{type(self.pipe).__name__} was interrupted before its first step: no latents "
-                    "yet"
-                )
-            return scorer.decoded(population.of_living(drawn.latents).clone())
-        if output_type == "latent":  # which a decoder may write into
-            return scorer.decoded(population.of_living(drawn.samples).clone())
-        device = "cpu" if drawn.latents is None else drawn.latents.device
-        living, samples = population.living(), drawn.samples
-        if living is not None:
-            samples = rows_of_output(samples, living, "np")
-        return channels_first(samples).to(device)
 
 
 def _nobody(*args: Any) -> None:
