@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import tiny
-from glassflows import FeynmanKacSteerer
-from glassflows.rewards import Negate, PickScore, Product, Standardize, Sum
+from glassflows import FeynmanKacSteerer, SteeringResult
+from glassflows.rewards import Minimum, Negate, PickScore, Product, Ranked, Standardize, Sum
 from scenes import CALL, load_pipeline
 from toy_rewards import PROMPTS, images
 
@@ -31,8 +31,21 @@ def test_compositions():
     assert Negate(PickScore()).reward_scale == 10
     assert Standardize(PickScore(), mean=21, std=0.5).reward_scale == 5
     parts = Sum(red, Negate(blue), red).parts(given, PROMPTS)
-    assert list(parts) == ["red", "Negate", "red 2"]
-    torch.testing.assert_close(parts["Negate"], -b)
+    assert list(parts) == ["red", "Negate(blue)", "red 2"]
+    torch.testing.assert_close(parts["Negate(blue)"], -b)
+    torch.testing.assert_close(Minimum(red, blue, weights=[1, 0.9])(given), torch.minimum(r, 0.9 * b))
+
+
+def test_ranks():
+    """Units do not matter, ties share, and prompts do not mix."""
+    given = torch.tensor([1.0, 3.0, 2.0, 2.0, 9.0]).view(-1, 1, 1, 1).expand(-1, 3, 2, 2) / 10
+    prompts = ["a", "a", "b", "b", "a"]
+    assert Ranked(red)(given, prompts).tolist() == pytest.approx([0, 0.5, 0.5, 0.5, 1])
+    assert Ranked(red, Negate(blue), weights=[1, 3])(given, prompts).tolist() == pytest.approx([3, 2, 2, 2, 1])
+    assert Ranked(red)(given[:1], "a").tolist() == [0.5]
+    assert Ranked(red)(given).tolist() == [0, 0.75, 0.375, 0.375, 1]
+    columns = torch.rand(2, 5, generator=tiny.seeded())
+    torch.testing.assert_close(Ranked(red).joined({"red": columns}), columns.argsort().argsort() / 4)
 
 
 @tiny.TRANSFORMERS_5
@@ -45,12 +58,62 @@ def test_compositions_keep_gradients_and_steer():
     torch.testing.assert_close(Sum(red, blue)(out.images), out.rewards.gather(1, out.order)[0])
 
 
+@pytest.mark.parametrize("compose", [Sum, Minimum, Ranked])
+def test_parts_are_kept(flux, compose):
+    """At each scoring and at the end, whatever is scored at a time, and ranks are of all particles of a prompt."""
+    given = {"reward_scale": 500.0, "ess_threshold": 1.0, "num_transitions": 3, "widths": (4, 3, 2)}
+    out = flux.steer(["a cat", "a dog"], reward=compose(red, blue), num_particles=4, **given)
+    few = flux.steer(["a cat", "a dog"], reward=compose(red, blue), num_particles=4, reward_batch_size=1, **given)
+    assert torch.equal(few.ancestors, out.ancestors)
+    torch.testing.assert_close(few.rewards, out.rewards, rtol=0, atol=1e-6)
+    assert list(out.parts) == ["red", "blue"]
+    scorings = len(out.transitions)
+    assert scorings == 2
+    for name, part in out.parts.items():
+        assert part.shape == (scorings + 1, 2, 4), name
+        assert torch.equal(part[:-1].isnan(), out.scored.isnan())
+    for row, scored in zip(
+        [{name: part[i] for name, part in out.parts.items()} for i in range(scorings + 1)],
+        [*out.scored, out.rewards],
+        strict=True,
+    ):
+        width = int(scored.isfinite().sum(1)[0])
+        joined = compose(red, blue).joined({name: part[:, :width] for name, part in row.items()})
+        torch.testing.assert_close(joined, scored[:, :width], rtol=0, atol=1e-6)
+
+
+def test_parts_of_a_look_ahead_are_means_over_its_ends(flux):
+    whole = flux.steer(reward=Sum(red, blue), look_ahead=1, look_ahead_samples=2, reward_scale=0.0)
+    torch.testing.assert_close(whole.parts["red"][:-1] + whole.parts["blue"][:-1], whole.scored)
+
+
+def test_parts_are_saved_and_shown(flux, tmp_path):
+    out = flux.steer(reward=Sum(red, Negate(blue)), output_type="pil", reward_scale=300.0)
+    again = SteeringResult.load(out.save(tmp_path))
+    assert again == out
+    assert list(again.parts) == ["red", "Negate(blue)"]
+    assert "<br>Negate(blue) -0." in out._repr_html_()
+    assert [axes.get_xlabel() for axes in out.plot().axes][2:] == [
+        f"{name}:\nmean, best" for name in ("reward", "red", "Negate(blue)")
+    ]
+    assert flux.steer(reward=red, reward_scale=300.0).parts == {}
+
+
+def test_what_compares_images_stands_alone(flux):
+    with pytest.raises(ValueError, match="^Sum: expected rewards that score an image by itself, got Ranked"):
+        Sum(red, Ranked(blue))
+    with pytest.raises(ValueError, match="^twist: expected a reward with a gradient, got Ranked"):
+        flux.steer(reward=Ranked(red, blue), twist=1.0)
+
+
 def test_bad_compositions():
     with pytest.raises(ValueError, match="weights: expected one for each reward, 2, got 1"):
         Sum(red, blue, weights=[1])
     with pytest.raises(ValueError, match="weights: expected one for each reward, 0, got 0"):
         Product()
-    with pytest.raises(ValueError, match=r"^Negate returned -0\.\d+, which has no power 0\.5: give it the weight 1"):
+    with pytest.raises(
+        ValueError, match=r"^Negate\(red\) returned -0\.\d+, which has no power 0\.5: give it the weight 1"
+    ):
         Product(Negate(red), weights=[0.5])(images())
     with pytest.raises(ValueError, match=r"rewards returned shapes \[\(3,\), \(3, 20, 30\)\]"):
         Sum(red, lambda images, prompts: images[:, 0])(images())

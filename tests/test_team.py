@@ -23,6 +23,7 @@ from glassflows import BeamSearch, FeynmanKacSteerer, Halving, Ledger, MicroBatc
 from glassflows.host import team
 from glassflows.host.run import PipelineRun
 from glassflows.host.team import ALONE, Team, team_of
+from glassflows.rewards import Ranked
 from test_microbatch import PIPELINES
 from zoo.survey import arguments, cases
 
@@ -38,6 +39,10 @@ VARIANTS = [
 
 def level(samples, prompts):
     return 100 * samples.flatten(1).mean(1)
+
+
+def redness(samples, prompts):
+    return samples[:, 0].mean((1, 2))
 
 
 def member(rank, size, path, works, results):
@@ -119,6 +124,9 @@ def alike(steerer, **call):
     np.testing.assert_allclose(shared.images, alone.images, atol=5e-5)
     torch.testing.assert_close(shared.latents, alone.latents, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(shared.log_evidence, alone.log_evidence, rtol=1e-4, atol=1e-2, equal_nan=True)
+    assert shared.parts.keys() == alone.parts.keys()
+    for name, part in shared.parts.items():
+        torch.testing.assert_close(part, alone.parts[name], rtol=1e-4, atol=1e-3, equal_nan=True)
     assert shared.ledger == alone.ledger
     assert shared.ledger.received > alone.ledger.received == 0
     assert (shared.previews is None) == (alone.previews is None)
@@ -135,6 +143,7 @@ def steer_all(rank):
     for strategy in (BeamSearch(2), Halving(widths=(4, 2))):
         toy = tiny.Toy(tiny.flux)
         alike(Steerer(toy.pipe, level, strategy, 4, num_transitions=3), **toy.arguments(PROMPTS))
+    alike(tiny.Toy(tiny.sd).steerer(reward=Ranked(level, redness), num_particles=5), **toy.arguments(PROMPTS))
     for label in ("FluxControlNetPipeline", "DiTPipeline", "ZImagePipeline", "WanPipeline, two experts"):
         steer_pipeline(label)
     return "alike"

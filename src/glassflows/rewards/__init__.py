@@ -6,7 +6,7 @@ Images have shape (N, 3, H, W) and values in [0, 1]. Higher scores are better.
 from .adapters import as_reward
 from .aesthetic import AestheticScore
 from .clip import CLIPScore, HPSv2, PickScore
-from .compose import Negate, Product, Standardize, Sum
+from .compose import Minimum, Negate, Product, Ranked, Standardize, Sum
 from .image_reward import ImageReward
 from .resemblance import Resemblance
 from .vlm import VLMReward
@@ -16,9 +16,11 @@ __all__ = [
     "CLIPScore",
     "HPSv2",
     "ImageReward",
+    "Minimum",
     "Negate",
     "PickScore",
     "Product",
+    "Ranked",
     "Resemblance",
     "Standardize",
     "Sum",

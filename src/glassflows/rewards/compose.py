@@ -6,7 +6,7 @@ A composed reward scores the same images with each of its parts, and joins the p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -21,7 +21,13 @@ Reward = Callable[[Any, Any], Any]
 
 
 class _Composed(ABC):
-    """Several rewards, joined to one score per image."""
+    """Several rewards, joined to one score per image.
+
+    Attributes:
+        in_groups: Whether the score of an image depends on the other images of its prompt.
+    """
+
+    in_groups = False
 
     def __init__(self, *rewards: Reward, weights: Sequence[float] | None = None) -> None:
         self.weights = (
@@ -33,9 +39,18 @@ class _Composed(ABC):
             )
         self.rewards: dict[str, Reward] = {}
         for reward in rewards:
-            name = getattr(reward, "__name__", type(reward).__name__)
-            same = sum(other.split(" ")[0] == name for other in self.rewards)
-            self.rewards[f"{name} {same + 1}" if same else name] = reward
+            if getattr(reward, "in_groups", False):
+                name, own = type(reward).__name__, type(self).__name__
+                raise ValueError(
+                    f"{own}: expected rewards that score an image by itself, got {name}, which "
+                    f"compares images: make {name} of all rewards, as the outermost"
+                )
+            name = base = _name(reward)
+            same = 1
+            while name in self.rewards:
+                same += 1
+                name = f"{base} {same}"
+            self.rewards[name] = reward
 
     def __repr__(self) -> str:
         weighed = any(weight != 1 for weight in self.weights)
@@ -67,7 +82,15 @@ class _Composed(ABC):
 
     def __call__(self, images: Images, prompts: Sequence[str | None] | None = None) -> Tensor:
         """Return the scores, shape (N,)."""
-        scores = list(self.parts(images, prompts).values())
+        return self.joined(self.parts(images, prompts))
+
+    def joined(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the scores of images of which the parts are known, shape (N,) or (P, K).
+
+        Args:
+            parts: What `parts` returned, shape (N,) each; or (P, K), a row for each prompt.
+        """
+        scores = [parts[name] for name in self.rewards]
         shapes = {tuple(score.shape) for score in scores}
         if len(shapes) > 1:
             raise ValueError(
@@ -80,6 +103,14 @@ class _Composed(ABC):
     @abstractmethod
     def _joined(self, scores: list[Tensor]) -> Tensor:
         """Join the scores of the rewards, shape (N,) each, to one score per image."""
+
+
+def _name(reward: Reward) -> str:
+    """Return what a reward is called among the parts; one of a single reward names that."""
+    name = getattr(reward, "__name__", type(reward).__name__)
+    if isinstance(reward, _Composed) and len(reward.rewards) == 1:
+        return f"{name}({next(iter(reward.rewards))})"
+    return name
 
 
 def _floats(returned: Any, name: str) -> Tensor:
@@ -153,6 +184,90 @@ class Product(_Composed):
             for weight, score in zip(self.weights, scores, strict=True)
         ]
         return torch.stack(factors).prod(0)
+
+
+class Minimum(_Composed):
+    """min_i w_i r_i: an image is as good as the worst of its scores.
+
+    Rewards of different units are to be standardised, or the smallest one decides. The gradient is
+    that of the worst score alone.
+
+    Args:
+        rewards: Rewards, each a callable of images and prompts.
+        weights: One per reward; 1 each if None.
+
+    Raises:
+        ValueError: if there is not one weight per reward.
+
+    Reference:
+        Coste et al., arXiv:2310.02743 (worst-case ensembles of rewards).
+    """
+
+    def _joined(self, scores: list[Tensor]) -> Tensor:
+        weighed = [weight * score for weight, score in zip(self.weights, scores, strict=True)]
+        return torch.stack(weighed).amin(0)
+
+
+class Ranked(_Composed):
+    """Σ w_i (rank of r_i among the images of the prompt), so that units do not matter.
+
+    The rank of the lowest score is 0 and that of the highest 1, ties share the mean of theirs, and
+    a single image has .5. Scores are between 0 and Σ w_i, and `reward_scale` is 8. They tell which
+    of some images are better, and not by how much: a steerer that moves particles by them samples
+    from no fixed law, and its evidence has no meaning. They have no gradient.
+
+    A steerer ranks all particles of a prompt, however few are scored at a time.
+
+    Args:
+        rewards: Rewards, each a callable of images and prompts.
+        weights: One per reward; 1 each if None.
+
+    Raises:
+        ValueError: if there is not one weight per reward, or one of the rewards is `Ranked`.
+
+    Example:
+        >>> import torch
+        >>> from glassflows.rewards import Ranked
+        >>> redness = lambda images, prompts: images[:, 0].mean((1, 2))
+        >>> blueness = lambda images, prompts: -1000 * images[:, 2].mean((1, 2)) ** 2
+        >>> reward = Ranked(redness, blueness, weights=[1, 0.5])
+        >>> images = torch.linspace(0, 1, 3).view(3, 1, 1, 1).expand(3, 3, 4, 4)
+        >>> reward(images, ["a rose"] * 3)
+        tensor([0.5000, 0.7500, 1.0000])
+    """
+
+    in_groups = True
+    reward_scale = 8.0
+
+    def __call__(self, images: Images, prompts: Sequence[str | None] | None = None) -> Tensor:
+        """Return the scores, shape (N,); images of the same prompt are ranked among each other."""
+        parts = self.parts(images, prompts)
+        number = len(next(iter(parts.values())))
+        texts = [prompts] if isinstance(prompts, str) else list(prompts or [None] * number)
+        scores = torch.empty(number)
+        for text in dict.fromkeys(texts):
+            same = [i for i, other in enumerate(texts) if other == text]
+            group = self.joined({name: part[same] for name, part in parts.items()})
+            scores = scores.to(group)
+            scores[same] = group
+        return scores
+
+    def _joined(self, scores: list[Tensor]) -> Tensor:
+        ranks = [
+            weight * _ranks(score.detach())
+            for weight, score in zip(self.weights, scores, strict=True)
+        ]
+        return torch.stack(ranks).sum(0)
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Return the ranks of scores (…, K) in their row, from 0 to 1."""
+    one, other = scores[..., :, None], scores[..., None, :]
+    below, alike = (one > other).sum(-1), (one == other).sum(-1) - 1
+    number = scores.shape[-1]
+    if number == 1:
+        return torch.full_like(scores, 0.5)
+    return (below + alike / 2).to(scores) / (number - 1)
 
 
 class Standardize(_Composed):

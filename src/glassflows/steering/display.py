@@ -149,7 +149,7 @@ def labels(scores: Sequence[float]) -> list[str]:
 
 def as_html(result: SteeringResult) -> str:
     """Return the images or videos of a result with their rewards, and a line on the call."""
-    films, rewards = result.films(), labels(result.image_rewards.tolist())
+    films, rewards = result.films(), captions(result)
     line = html.escape(summary(result))
     if films is None:
         return f"<pre>rewards {', '.join(rewards)}\n{line}</pre>"
@@ -166,8 +166,25 @@ def as_html(result: SteeringResult) -> str:
     return "".join(cells)
 
 
+def captions(result: SteeringResult) -> list[str]:
+    """Return the reward of each image as a text, with what a composed reward is made of."""
+    rewards = labels(result.image_rewards.tolist())
+    if len(result.parts) < 2:
+        return rewards
+    own = result.order.flatten() >= 0  # of ends of excursions the parts are not known
+    parts = {
+        name: labels(part[-1].gather(1, result.order.clamp(min=0)).flatten().tolist())
+        for name, part in result.parts.items()
+    }
+    return [
+        "; ".join([reward, *(f"{name} {texts[i]}" for name, texts in parts.items() if own[i])])
+        for i, reward in enumerate(rewards)
+    ]
+
+
 def _figure(film: Film, side: int, caption: str) -> str:
     style = "display:inline-block;margin:4px"
+    caption = "<br>".join(html.escape(caption).split("; "))
     caption = f"<figcaption>{caption}</figcaption>"
     return f'<figure style="{style}">{image_tag(film, side)}{caption}</figure>'
 

@@ -44,7 +44,8 @@ def ended(
     scorer, strategy = population.scorer, population.strategy
     samples = _final_samples(run, drawn, population, wanted.output_type)
     diversity = mean_distance(samples, population.alive)  # a reward may write into them
-    rewards = scorer.score(samples)
+    final = scorer.score(samples)
+    rewards = final.rewards
     outcome = population.finish(rewards, drawn.interrupted)
     number = wanted.num_images_per_prompt or population.alive
     order = population.order(wanted.select, rewards, outcome, number)
@@ -86,6 +87,7 @@ def ended(
         recipe=written,
         latents=latents,
         trajectories=trajectories,
+        parts=population.parts(final),
         **past,
     )
 

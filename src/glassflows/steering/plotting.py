@@ -47,7 +47,8 @@ def genealogy(result: Any, prompt: int = 0) -> Figure:
     the first. Lines lead to parents: red in the lineage of the best
     sample, dark in other lineages that reached the end. The title tells how many lineages did, and
     the diversity of the final samples. Curves beside the rows show the effective sample size and
-    the rewards, their mean dark and the best red. With more than 12 particles or rows, particles
+    the rewards, their mean dark and the best red, then what a composed reward is made of, of the
+    same particles. With more than 12 particles or rows, particles
     are dots, brighter for better rewards, and a star marks resampling. What is best is up to the
     target: where λ_r is negative, the lowest reward.
 
@@ -135,6 +136,7 @@ class _Drawing:
 
     Attributes:
         scored: Rewards of all rows, the final ones last, (rows, particles); NaN where none lived.
+        parts: What a composed reward is made of, likewise, by name.
         places: Row and slot of each particle, row by row.
         large: Whether particles are pictures or scores, and not dots.
     """
@@ -146,6 +148,8 @@ class _Drawing:
         final[0, :width] = result.rewards[prompt]
         scored = torch.cat([result.scored[:, prompt], final])
         self.scored = scored.numpy()
+        composed = result.parts if len(result.parts) > 1 else {}
+        self.parts = {name: part[:, prompt].numpy() for name, part in composed.items()}
         self.worth = worth(scored[:, None], result.reward_scale[prompt : prompt + 1])[:, 0].numpy()
         self.lowest, self.highest = float(np.nanmin(self.worth)), float(np.nanmax(self.worth))
         self.rows = len(self.scored)
@@ -158,9 +162,10 @@ class _Drawing:
         self.cell = 0.72 if self.large else min(0.3, 9.0 / self.columns)  # inches
         self.height = 1.3 * self.cell if self.large else min(0.3, _TALLEST / self.rows)
         width = max(self.cell * self.columns, 1.5)
-        self.figure = OwnFigure(width + 3.8, self.height * self.rows + 1.15)
-        self.tree, self.sizes, self.rewards = self.figure.subplots(
-            1, 3, width_ratios=[width, 1.1, 1.5], sharey=True
+        beside = [1.1, *[1.5] * (1 + len(self.parts))]
+        self.figure = OwnFigure(width + 1.2 + sum(beside), self.height * self.rows + 1.15)
+        self.tree, self.sizes, self.rewards, *self.others = self.figure.subplots(
+            1, 1 + len(beside), width_ratios=[width, *beside], sharey=True
         )
 
     def colour(self, row: int, slot: int) -> str:
@@ -259,13 +264,15 @@ class _Drawing:
         self.sizes.set_xticks([0, self.columns // 2, self.columns][:: 1 if self.columns > 1 else 2])
         self.sizes.set_xlabel("effective\nsample size")
         slots = np.nanargmax(self.worth, 1)
-        best, mean = self.scored[rows, slots], np.nanmean(self.scored, 1)
-        self.rewards.plot(mean, rows, color=_KEPT, **line)
-        self.rewards.plot(best, rows, color=_WINNER, **line)
-        ends = sorted({float(end) for ends in (mean, best) for end in (ends.min(), ends.max())})
-        _name_ends(self.rewards, [ends[0], ends[-1]] if len(ends) > 1 else ends)
-        self.rewards.set_xlabel("reward:\nmean, best")
-        for axes in (self.sizes, self.rewards):
+        named = {"reward": self.scored, **self.parts}
+        for axes, (name, scores) in zip((self.rewards, *self.others), named.items(), strict=True):
+            best, mean = scores[rows, slots], np.nanmean(scores, 1)
+            axes.plot(mean, rows, color=_KEPT, **line)
+            axes.plot(best, rows, color=_WINNER, **line)
+            ends = sorted({float(end) for ends in (mean, best) for end in (ends.min(), ends.max())})
+            _name_ends(axes, [ends[0], ends[-1]] if len(ends) > 1 else ends)
+            axes.set_xlabel(f"{textwrap.fill(name, 20)}:\nmean, best")
+        for axes in (self.sizes, self.rewards, *self.others):
             self._plain(axes, "x")
 
     def _plain(self, axes: Any, grid: str) -> None:

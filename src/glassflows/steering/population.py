@@ -16,7 +16,7 @@ from ..smc.resampling import systematic
 from ..smc.weights import log_mean
 from .arguments import Select
 from .proposals import Twist, log_ratio, per_row
-from .scorer import Scorer
+from .scorer import Scored, Scorer
 from .strategy import Decision, Outcome, Strategy, is_whole, looks_ahead, worth
 from .trajectory import Recorder
 
@@ -29,12 +29,14 @@ class Scoring(NamedTuple):
         rewards: Rewards of the denoised predictions, shape (P, W) of W that lived.
         decision: Which particles went on.
         preview: What the reward saw, (P · W, …), uint8; None unless asked for.
+        parts: The scores that a composed reward is made of, shape (P, W) each.
     """
 
     transition: int
     rewards: Tensor
     decision: Decision
     preview: Tensor | None
+    parts: dict[str, Tensor]
 
 
 class Seen(NamedTuple):
@@ -104,8 +106,7 @@ class Population(TransitionHook):
         self.recorder = recorder
         self.watch = watch
         self.best_seen: Seen | None = None
-        self._ends: list[Tensor] = []
-        self._preview: Tensor | None = None
+        self._ends: list[Scored] = []
         self.alive = shape[1]
         self.scorings: list[Scoring] = []
         self._state = strategy.init(*shape)
@@ -131,13 +132,14 @@ class Population(TransitionHook):
             return None
         if not self.strategy.due(at):
             return None
-        preview, rewards = self._scored(at, self.of_living(z))
+        scored = self._scored(at, self.of_living(z))
+        preview, rewards = scored.preview, scored.rewards
         self._state, decision = self.strategy.step(self._state, rewards, at, self._generators)
         good = rewards if decision.worth is None else decision.worth
         if self.watch is not None and preview is not None:
             self.watch(at, preview, rewards, good)
         kept = preview if self.keep_previews else None
-        self.scorings.append(Scoring(at.index, rewards, decision, kept))
+        self.scorings.append(Scoring(at.index, rewards, decision, kept, scored.parts or {}))
         best = good.argmax()
         self.show(
             reward=f"{float(rewards.flatten()[best]):.4g}", ess=f"{float(decision.ess.mean()):.1f}"
@@ -175,21 +177,26 @@ class Population(TransitionHook):
         living = self.living()
         return rows if living is None else rows[living.to(rows.device)]
 
-    def _scored(self, at: Boundary, z: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return denoised predictions as the reward sees them, where wanted, and their rewards.
+    def _scored(self, at: Boundary, z: Tensor) -> Scored:
+        """Return the rewards of denoised predictions, shown as the reward sees them where wanted.
 
         Their gradients are taken on the way where they are needed. Where excursions have come back,
-        the rewards are those of their ends.
+        the rewards are those of their ends, and parts of a reward are means over these.
         """
         if self._ends:
-            ends, self._ends = torch.stack(self._ends), []
-            return self._preview, log_mean_exp(ends, self._target(at))
+            ends, self._ends = self._ends, []
+            value = log_mean_exp(torch.stack([end.rewards for end in ends]), self._target(at))
+            parts = {
+                name: torch.stack([(end.parts or {})[name] for end in ends]).mean(0)
+                for name in ends[0].parts or ()
+            }
+            return ends[0]._replace(rewards=value, parts=parts)
         if self.twist is None or not at.stochastic:
             scored = self.scorer.scored(z.to(self._dtype, copy=True), self._shows)
         else:
             scored = self.scorer.graded(z, self._dtype, self._shows)
         self._gradient = scored.gradients
-        return scored.preview, scored.rewards
+        return scored
 
     @property
     def _shows(self) -> bool:
@@ -202,10 +209,8 @@ class Population(TransitionHook):
     def arrived(self, at: Boundary, z: Tensor) -> None:
         latents = self.of_living(z).to(self._dtype, copy=True)
         scored = self.scorer.scored(latents.clone(), self._shows)  # a decoder may write into them
-        if not self._ends:
-            self._preview = scored.preview
         rewards = scored.rewards
-        self._ends.append(rewards)
+        self._ends.append(scored if not self._ends else scored._replace(preview=None))
         good = worth(rewards, self._target(at)[:, 0])
         rows = self.rows(good.argmax(1, keepdim=True), self.alive)
         seen = Seen(good.amax(1), rewards.flatten()[rows], latents[rows.to(latents.device)])
@@ -290,6 +295,18 @@ class Population(TransitionHook):
             "resampled": _stacked([one.resampled for one in decisions], none[..., 0].bool()),
             "ess": _stacked([one.ess.double() for one in decisions], none[..., 0]),
             "previews": torch.stack(previews) if previews else None,
+        }
+
+    def parts(self, final: Scored) -> dict[str, Tensor]:
+        """Return the scores that a composed reward is made of, shape (S + 1, P, K) each.
+
+        Args:
+            final: The scores of the final samples, which come last.
+        """
+        every = [*(one.parts for one in self.scorings), final.parts or {}]
+        return {
+            name: torch.stack([self._padded(one[name], math.nan) for one in every])
+            for name in every[-1]
         }
 
     def _padded(self, values: Tensor, value: float) -> Tensor:

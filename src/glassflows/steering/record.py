@@ -89,6 +89,7 @@ def save(result: SteeringResult, folder: str | Path) -> Path:
     record: dict[str, Any] = {name: getattr(result, name).tolist() for name in _FIELDS}
     record["lineages"] = result.lineages.tolist()  # for readers; it follows from `ancestors`
     record["transitions"] = result.transitions
+    record["parts"] = {name: part.tolist() for name, part in result.parts.items()}
     record["seen"] = None if result.seen is None else result.seen.tolist()
     record["strategy"] = result.strategy
     record["interrupted"] = result.interrupted
@@ -160,6 +161,10 @@ def load(folder: str | Path) -> dict[str, Any]:
         fields[name] = values if scorings else values.view(shapes.get(name, values.shape))
     seen = record.get("seen")
     fields["seen"] = None if seen is None else torch.tensor(seen, dtype=torch.float64)
+    fields["parts"] = {
+        name: torch.tensor(part, dtype=torch.float64)
+        for name, part in record.get("parts", {}).items()  # earlier versions kept none
+    }
     trajectories = _unpacked(record.get("trajectories"), arrays)
     counts = {name: record["ledger"].get(name, 0) for name in _COUNTS}
     ledger = Ledger(**counts, seconds=defaultdict(float, record["ledger"]["seconds"]))

@@ -6,7 +6,7 @@ denoised predictions of all particles.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,10 @@ class SteeringResult:
             What inpainting keeps is put back; what a callback makes of the last latents is not
             seen.
         trajectories: The transitions that the particles of `images` took; None unless asked for.
+        parts: The scores that a composed reward (`Sum`, `Product`, …) is made of, by their names,
+            shape (S + 1, P, K) each, float64: at each scoring, and last those of the final samples.
+            NaN in slots that held no particle. Where excursions were scored they are means over
+            their ends. Empty of any other reward.
     """
 
     images: Any
@@ -107,6 +111,7 @@ class SteeringResult:
     recipe: dict[str, Any]
     latents: Tensor | None = None
     trajectories: Trajectories | None = None
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def prompts(self) -> tuple[str | None, ...]:

@@ -52,6 +52,20 @@ def check_reward(reward: Any) -> None:
         ) from None
 
 
+def compares(reward: Any) -> bool:
+    """Return whether a reward compares the samples of a prompt, so that it needs all of them."""
+    return bool(getattr(reward, "in_groups", False)) and _has_parts(reward)
+
+
+def _has_parts(reward: Any) -> bool:
+    """Return whether a reward is composed of others, as `glassflows.rewards.Sum` is.
+
+    It has methods `parts(images, prompts)`, which returns their scores by name, and
+    `joined(parts)`, which returns its own scores.
+    """
+    return all(callable(getattr(reward, name, None)) for name in ("parts", "joined"))
+
+
 def load_reward(reward: Any) -> None:
     """Have a reward read its model, if it has a method for that."""
     load = getattr(reward, "load", None)
@@ -77,11 +91,14 @@ class Scored(NamedTuple):
         preview: What the reward saw, shape (N, …), as it is kept or shown; None unless asked for.
         gradients: ∇ r of each sample in its latents, shape (N, *event), float32; None unless asked
             for.
+        parts: The scores that a composed reward is made of by their names, shaped like the rewards;
+            None of any other reward.
     """
 
     rewards: Tensor
     preview: Tensor | None = None
     gradients: Tensor | None = None
+    parts: dict[str, Tensor] | None = None
 
 
 class Scorer:
@@ -138,14 +155,14 @@ class Scorer:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def score(self, samples: Tensor) -> Tensor:
-        """Return the rewards of samples in slot order, shape (P, K), float64 on the CPU.
+    def score(self, samples: Tensor) -> Scored:
+        """Return the rewards of samples in slot order, float64 on the CPU.
 
         Raises:
             ValueError: if the reward does not return one finite score per sample.
         """
         self._count(reward_calls=len(samples))
-        return self._joined(self.team.shared("the reward", samples, self._scored)).rewards
+        return self._joined(self.team.shared("the reward", samples, self._scored))
 
     @torch.no_grad()
     def scored(self, latents: Tensor, keep: bool = False) -> Scored:
@@ -205,9 +222,14 @@ class Scorer:
                 setattr(self.ledger, name, getattr(self.ledger, name) + number)
 
     def _joined(self, parts: list[Scored]) -> Scored:
-        """Return the parts of all processes as one."""
+        """Return the parts of all processes as one, with rewards of shape (P, K)."""
         scored = _in_one(parts)
-        return scored._replace(rewards=self._finite(scored.rewards).view(-1, self.num_particles))
+        shape, rewards, of_reward = (-1, self.num_particles), scored.rewards, scored.parts
+        if of_reward is not None:
+            of_reward = {name: part.view(shape) for name, part in of_reward.items()}
+            if compares(self.reward):
+                rewards = self.reward.joined(of_reward)  # type: ignore[attr-defined]
+        return scored._replace(rewards=self._finite(rewards).view(shape), parts=of_reward)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """Return samples of latents, as many at a time as are allowed."""
@@ -225,7 +247,7 @@ class Scorer:
         """Return the rewards of the samples of slots `first`, `first` + 1, …"""
         size = self.batches.reward or len(samples)
         parts = enumerate(samples.split(size))
-        return Scored(torch.cat([self._scores(part, first + i * size) for i, part in parts]))
+        return _in_one([self._scores(part, first + i * size) for i, part in parts])
 
     def _graded(self, latents: Tensor, first: int, dtype: torch.dtype, keep: bool) -> Scored:
         ledger = self.ledger
@@ -239,8 +261,8 @@ class Scorer:
                     "some without: decode without no_grad and detach, or leave twist out"
                 )
             preview = self.preview(samples.detach()) if keep else None
-            scores = self._scores(samples, first)
-            gradient = None
+            scored = self._scores(samples, first)
+            scores, gradient = scored.rewards, None
             if scores.requires_grad:
                 with ledger.timing("gradient"), naming_batch_size("decode"):
                     total = factor * scores.sum()
@@ -251,20 +273,26 @@ class Scorer:
                     "compute them by torch from the tensor that the reward is given, without "
                     "no_grad, detach, .item() or pictures, or leave twist out"
                 )
-        return Scored(scores.detach(), preview, gradient / factor)
+        return Scored(scores.detach(), preview, gradient / factor, scored.parts)
 
-    def _scores(self, samples: Tensor, first: int) -> Tensor:
+    def _scores(self, samples: Tensor, first: int) -> Scored:
         """Return the scores of the samples of slots `first`, `first` + 1, …, float64 on the CPU."""
-        prompts = list(self.prompts[first:][: len(samples)])
+        prompts, parts = list(self.prompts[first:][: len(samples)]), None
         with self.ledger.timing("reward"), naming_batch_size("reward"):
-            scores = self.reward(samples, prompts)
+            if _has_parts(self.reward):
+                composed: Any = self.reward
+                parts = composed.parts(samples, prompts)
+                scores = composed.joined(parts)
+                parts = {name: _numbers(part).detach() for name, part in parts.items()}
+            else:
+                scores = self.reward(samples, prompts)
         scores = _numbers(scores)
         if scores.shape != (len(samples),):
             raise ValueError(
                 f"reward returned shape {tuple(scores.shape)}; expected one score per particle, "
                 f"shape ({len(samples)},): return one float for each image"
             )
-        return scores
+        return Scored(scores, parts=parts)
 
     def _finite(self, rewards: Tensor) -> Tensor:
         if not rewards.isfinite().all():
@@ -283,9 +311,13 @@ class Scorer:
 
 def _in_one(parts: list[Scored]) -> Scored:
     """Return the parts of a population as one."""
-    rewards, previews, gradients = zip(*parts, strict=True)
-    rest = (None if one[0] is None else torch.cat(one) for one in (previews, gradients))
-    return Scored(torch.cat(rewards), *rest)
+    rewards, previews, gradients, composed = zip(*parts, strict=True)
+    preview, gradient = (
+        None if one[0] is None else torch.cat(one) for one in (previews, gradients)
+    )
+    names = composed[0] or ()
+    joined = {name: torch.cat([one[name] for one in composed]) for name in names}
+    return Scored(torch.cat(rewards), preview, gradient, joined or None)
 
 
 def _checked(samples: Any, latents: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ from .population import Population
 from .proposals import Twist
 from .record import draws_by_default, recipe
 from .result import SteeringResult
-from .scorer import Reward, Scorer, check_reward, load_reward
+from .scorer import Reward, Scorer, check_reward, compares, load_reward
 from .strategy import Strategy, check_strategy, check_whole, is_whole
 from .trajectory import Recorder
 from .widths import check_enough
@@ -166,7 +166,11 @@ class Steerer:
                 f'{self.decode!r}: None decodes as the pipeline does, and "latents" hands the '
                 "reward the latents"
             )
-        self._twist()
+        if self._twist() is not None and compares(self.reward):
+            raise ValueError(
+                f"twist: expected a reward with a gradient, got {type(self.reward).__name__}, "
+                "which compares images: leave twist out, or take Sum"
+            )
         self._ahead()
         calibration = getattr(self.strategy, "calibration", None)
         if calibration is not None:
