@@ -193,6 +193,7 @@ STEERER = {  # what is a steerer's own; every other keyword argument is one of t
     "reward", "num_particles", "num_transitions", "decode", "particle_batch_size", "decode_batch_size",
     "reward_batch_size", "previews", "reward_scale", "potential", "resampling", "ess_threshold", "score_every", "start",
     "stop", "calibration", "twist", "look_ahead", "look_ahead_samples", "widths", "distributed",
+    "preview_vae", "preview_size",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from .inpainting import crops_to_mask, pasted
 
@@ -25,6 +26,52 @@ _REMEDY = "pass decode=, a function from latents to images (N, 3, H, W) in [0, 1
 
 
 @dataclass(frozen=True)
+class Eyes:
+    """How latents are decoded that are only looked at: more cheaply than the pipeline decodes.
+
+    Args:
+        vae: A decoder in the place of the pipeline's, with diffusers' interface: `decode(latents,
+            return_dict=False)[0]` in [−1, 1], `dtype`, `device`, `config`; such as an
+            `AutoencoderTiny` of the same latents. None for the pipeline's own.
+        size: Longer side of the images, pixels: latents are averaged down to it before they are
+            decoded. None for that of the call.
+    """
+
+    vae: Any = None
+    size: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.vae is not None or self.size is not None
+
+
+OWN_EYES = Eyes()
+
+
+def check_eyes(pipe: Any, eyes: Eyes) -> None:
+    """Check that what a pipeline's latents show can be seen by other eyes than its own.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    size = eyes.size
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ValueError(f"preview_size: expected a number of pixels of at least 1, got {size!r}")
+    needed = ("decode", "config", "dtype", "device")
+    absent = [name for name in needed if not hasattr(eyes.vae, name)]
+    if eyes.vae is not None and absent:
+        raise ValueError(
+            "preview_vae: expected an autoencoder of diffusers, such as AutoencoderTiny, got "
+            f"{type(eyes.vae).__name__} without {', '.join(absent)}"
+        )
+    if eyes and _family(pipe) not in _FOR_OTHER_EYES:
+        name = "preview_size" if eyes.vae is None else "preview_vae"
+        raise ValueError(
+            f"{name}: do not know how {type(pipe).__name__} decodes by another autoencoder or at "
+            "another size: leave it out"
+        )
+
+
+@dataclass(frozen=True)
 class PipelineCall:
     """A call of a pipeline.
 
@@ -33,11 +80,18 @@ class PipelineCall:
         given: Keyword arguments of the call.
         settled: Sizes that the pipeline runs at (`height`, `width`, `num_frames`), filled in while
             it runs.
+        eyes: How its latents are decoded.
     """
 
     pipe: Any
     given: Mapping[str, Any] = field(default_factory=dict)
     settled: Mapping[str, int] = field(default_factory=dict)
+    eyes: Eyes = OWN_EYES
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder that decodes."""
+        return self.pipe.vae if self.eyes.vae is None else self.eyes.vae
 
     def asked(self, name: str) -> Any:
         """Return an argument of the call, else its default; None if the pipeline has neither."""
@@ -75,8 +129,16 @@ def decoder(call: PipelineCall) -> Decode:
             f"{_REMEDY}"
         )
 
+    check_eyes(call.pipe, call.eyes)
+    if call.eyes.size is not None and crops_to_mask(call.given):
+        raise ValueError(
+            "preview_size: expected none with padding_mask_crop, whose images are put back into "
+            "the whole one: leave it out"
+        )
+
     def decode(latents: Tensor) -> Tensor:
-        if type(getattr(call.pipe, "vae", None)).__name__ in ONE_AT_A_TIME:
+        vae = getattr(call.pipe, "vae", None) if call.eyes.vae is None else call.eyes.vae
+        if type(vae).__name__ in ONE_AT_A_TIME:
             return torch.cat([family(call, one).float() for one in latents.split(1)])
         images = family(call, latents).float()
         if crops_to_mask(call.given):
@@ -123,17 +185,17 @@ def mixing_rows(pipe: Any) -> str | None:
 
 def _image(call: PipelineCall, latents: Tensor) -> Tensor:
     """Decode one latent per image."""
-    return _postprocessed(call, _denormalise_and_decode(call.pipe.vae, latents))
+    return _postprocessed(call, _denormalise_and_decode(call, latents))
 
 
 def _image_standardised(call: PipelineCall, latents: Tensor) -> Tensor:
     """Decode images from latents scaled by mean and standard deviation alone."""
-    return _postprocessed(call, _denormalise_and_decode(call.pipe.vae, latents, scaling_factor=1.0))
+    return _postprocessed(call, _denormalise_and_decode(call, latents, scaling_factor=1.0))
 
 
 def _image_unshifted(call: PipelineCall, latents: Tensor) -> Tensor:
     """Decode images without a shift, as SD3's inpainting does although it encodes with a shift."""
-    return _postprocessed(call, _denormalise_and_decode(call.pipe.vae, latents, shift_factor=0.0))
+    return _postprocessed(call, _denormalise_and_decode(call, latents, shift_factor=0.0))
 
 
 def _packed(call: PipelineCall, latents: Tensor) -> Tensor:
@@ -148,9 +210,9 @@ def _packed(call: PipelineCall, latents: Tensor) -> Tensor:
     unpack = getattr(pipe, "_unpack_latents_no_patch", pipe._unpack_latents)  # Bria Fibo
     names = list(inspect.signature(unpack).parameters)[1:]
     latents = unpack(latents, *(known[name] for name in names))
-    if latents.ndim == 4 and "Wan" in type(pipe.vae).__name__:
+    if latents.ndim == 4 and "Wan" in type(call.vae).__name__:
         latents = latents.unsqueeze(2)
-    images = _denormalise_and_decode(pipe.vae, latents)
+    images = _denormalise_and_decode(call, latents)
     return _postprocessed(call, images[:, :, 0] if images.ndim == 5 else images)
 
 
@@ -200,7 +262,7 @@ def _kandinsky5(call: PipelineCall, latents: Tensor) -> Tensor:
 
 def _video(call: PipelineCall, latents: Tensor) -> Tensor:
     """Decode videos from latents (N, C, frames, h, w)."""
-    return _frames(call, _denormalise_and_decode(call.pipe.vae, latents))
+    return _frames(call, _denormalise_and_decode(call, latents))
 
 
 def _first_frame(call: PipelineCall, latents: Tensor) -> Tensor:
@@ -289,9 +351,7 @@ def _frames(call: PipelineCall, videos: Tensor) -> Tensor:
 
 def _audioldm2(call: PipelineCall, latents: Tensor) -> Tensor:
     """Decode latents to mel spectrograms, and these to waveforms."""
-    waveforms = call.pipe.mel_spectrogram_to_waveform(
-        _denormalise_and_decode(call.pipe.vae, latents)
-    )
+    waveforms = call.pipe.mel_spectrogram_to_waveform(_denormalise_and_decode(call, latents))
     seconds = call.given.get("audio_length_in_s")
     length = None if seconds is None else int(seconds * call.pipe.vocoder.config.sampling_rate)
     return waveforms[:, None, :length]
@@ -310,15 +370,50 @@ def _waveform(call: PipelineCall, latents: Tensor) -> Tensor:
 # ---- shared steps --------------------------------------------------------------------------------
 
 
-def _denormalise_and_decode(vae: Any, latents: Tensor, **override: Any) -> Tensor:
+def _denormalise_and_decode(call: PipelineCall, latents: Tensor, **override: Any) -> Tensor:
     """Undo the scaling to unit variance and run the autoencoder.
 
     Args:
         override: Config values to use in place of the autoencoder's.
     """
+    vae = call.vae
+    if call.eyes.vae is not None:
+        latents = latents.to(vae.device)
+        _check_channels(call, latents)
+    if call.eyes.size is not None:
+        latents = _averaged(call, latents, call.eyes.size)
     with upcast_where_it_overflows(vae):
         latents = _denormalised(latents.to(vae.dtype), {**vae.config, **override})
+        if latents.ndim == 5 and type(vae).__name__ in _OF_IMAGES:
+            frames = vae.decode(latents.transpose(1, 2).flatten(0, 1), return_dict=False)[0]
+            return frames.unflatten(0, (len(latents), -1)).transpose(1, 2)
         return vae.decode(latents, return_dict=False)[0]
+
+
+_OF_IMAGES = ("AutoencoderTiny", "AutoencoderKL")  # which may see videos frame by frame
+
+
+def _check_channels(call: PipelineCall, latents: Tensor) -> None:
+    """Check that another autoencoder is one of the pipeline's latents."""
+    config = call.vae.config
+    channels = config.get("latent_channels") or config.get("z_dim")
+    if channels not in (None, latents.shape[1]):
+        raise ValueError(
+            f"preview_vae: expected a decoder of latents of {latents.shape[1]} channels, as "
+            f"{type(call.pipe).__name__} has them, got one of {channels}: take the one that was "
+            "made for its latents"
+        )
+
+
+def _averaged(call: PipelineCall, latents: Tensor, size: int) -> Tensor:
+    """Return latents (N, C, …, h, w), averaged down to what decodes to images of a longer side."""
+    pipe, (height, width) = call.pipe, latents.shape[-2:]
+    scale = getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor
+    share = size / (scale * max(height, width))
+    if share >= 1:
+        return latents
+    sides = [max(1, round(side * share)) for side in (height, width)]
+    return interpolate(latents.float(), [*latents.shape[2:-2], *sides], mode="area").to(latents)
 
 
 @contextmanager
@@ -341,7 +436,7 @@ def _denormalised(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
         view = (1, -1, *[1] * (latents.ndim - 2))
         mean, std = (torch.tensor(value).flatten().view(view).to(latents) for value in (mean, std))
         return latents * std / config.get("scaling_factor", 1.0) + mean
-    return latents / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
+    return latents / config.get("scaling_factor", 1.0) + (config.get("shift_factor") or 0.0)
 
 
 def _postprocessed(call: PipelineCall, images: Tensor) -> Tensor:
@@ -351,7 +446,8 @@ def _postprocessed(call: PipelineCall, images: Tensor) -> Tensor:
     """
     processor = getattr(call.pipe, "image_processor", None)
     height, width = (call.given.get(name) for name in ("height", "width"))
-    if call.asked("use_resolution_binning") and height and width:
+    binned = call.eyes.size is None and call.asked("use_resolution_binning")
+    if binned and height and width:
         images = processor.resize_and_crop_tensor(images, width, height)  # type: ignore[union-attr]
     return _unit(images) if processor is None else processor.postprocess(images, output_type="pt")
 
@@ -385,6 +481,16 @@ _FAMILIES: dict[Family, str] = {  # packages of diffusers.pipelines
 _PACKAGES = {
     package: family for family, packages in _FAMILIES.items() for package in packages.split()
 }
+_FOR_OTHER_EYES = (
+    _image,
+    _image_standardised,
+    _image_unshifted,
+    _packed,
+    _kandinsky5,
+    _video,
+    _first_frame,
+    _vace,
+)
 # None where `step` sees more than the sample
 _UNLIKE_THEIR_PACKAGE: dict[str, Family | None] = {
     "AnimateDiffPAGPipeline": _animatediff,

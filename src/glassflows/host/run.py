@@ -33,7 +33,9 @@ from .batch import (
 )
 from .decode import (
     ONE_AT_A_TIME,
+    OWN_EYES,
     Decode,
+    Eyes,
     PipelineCall,
     decoder,
     gives_frames_as_rows,
@@ -139,17 +141,20 @@ class PipelineRun:
         pipe = self.pipe
         return torch.device(pipe._execution_device)
 
-    def decoder(self) -> Decode:
+    def decoder(self, eyes: Eyes = OWN_EYES) -> Decode:
         """Return what decodes latents as the pipeline does; to be called once the run is on.
+
+        Args:
+            eyes: In what it decodes otherwise.
 
         Raises:
             ValueError: if the pipeline is of no known family.
         """
-        return decoder(PipelineCall(self.pipe, self._given, self._sizes))
+        return decoder(PipelineCall(self.pipe, self._given, self._sizes, eyes))
 
-    def held_for_gradients(self) -> AbstractContextManager[None]:
-        """Return a context in which the autoencoder stays in one dtype, backwards included."""
-        return upcast_where_it_overflows(getattr(self.pipe, "vae", None))
+    def held_for_gradients(self, eyes: Eyes) -> AbstractContextManager[None]:
+        """Return a context in which what decodes stays in one dtype, backwards included."""
+        return upcast_where_it_overflows(eyes.vae or getattr(self.pipe, "vae", None))
 
     def work_on(self, living: Tensor | None, num_frames: int = 1) -> None:
         """Let networks and decoders see some particles alone from now on, all for None.

@@ -16,8 +16,9 @@ from ..host.run import Drawn, PipelineRun
 from ..scheduler.glass import GLASSScheduler
 from .arguments import Wanted
 from .diversity import mean_distance
-from .population import Population
+from .population import Population, Seen
 from .result import SteeringResult
+from .scorer import Scorer
 from .strategy import worth
 
 
@@ -50,6 +51,8 @@ def ended(
     number = wanted.num_images_per_prompt or population.alive
     order = population.order(wanted.select, rewards, outcome, number)
     rows, output, seen = population.rows(order), drawn.samples, population.best_seen
+    if seen is not None and scorer.sees_otherwise:
+        seen = _judged(scorer, seen)
     latents = drawn.latents
     if latents is not None:
         latents = run.with_kept_region(latents).cpu()[rows]
@@ -90,6 +93,12 @@ def ended(
         parts=population.parts(final),
         **past,
     )
+
+
+def _judged(scorer: Scorer, seen: Seen) -> Seen:
+    """Return ends of excursions with the rewards of their own images, and not of previews."""
+    alone = scorer.of_each_prompt()
+    return seen._replace(rewards=alone.score(alone.decoded(seen.latents.clone())).rewards[:, 0])
 
 
 def _with_rows(

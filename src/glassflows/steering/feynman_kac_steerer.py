@@ -40,7 +40,8 @@ class FeynmanKacSteerer(Steerer):
 
     Args:
         pipe, reward, num_particles, num_transitions, decode: As in `Steerer`.
-        previews, twist, look_ahead, look_ahead_samples, distributed: As in `Steerer`.
+        previews, preview_vae, preview_size, twist, look_ahead: As in `Steerer`.
+        look_ahead_samples, distributed: As in `Steerer`.
         particle_batch_size: Particles the networks see at a time, inside the pipeline's own loop;
             None for all.
         decode_batch_size: Latents decoded at a time, on the way and in the pipeline at the end;
@@ -69,6 +70,8 @@ class FeynmanKacSteerer(Steerer):
         decode_batch_size: int | None = None,
         reward_batch_size: int | None = None,
         previews: bool = False,
+        preview_vae: Any = None,
+        preview_size: int | None = None,
         twist: float | Twist = 0.0,
         look_ahead: int = 0,
         look_ahead_samples: int = 1,
@@ -84,6 +87,8 @@ class FeynmanKacSteerer(Steerer):
             decode=decode,
             batches=MicroBatches(particle_batch_size, decode_batch_size, reward_batch_size),
             previews=previews,
+            preview_vae=preview_vae,
+            preview_size=preview_size,
             twist=twist,
             look_ahead=look_ahead,
             look_ahead_samples=look_ahead_samples,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -114,6 +115,8 @@ class Scorer:
         held_for_gradients: Context in which what `decode` runs stays as it is from a decode to its
             backward.
         team: The processes, each of which decodes and scores its share.
+        eyes: Maps the latents of predictions to samples; None for `decode`. Final samples are those
+            of `decode`.
     """
 
     def __init__(
@@ -126,8 +129,10 @@ class Scorer:
         ledger: Ledger,
         held_for_gradients: Callable[[], AbstractContextManager[None]] = nullcontext,
         team: Team = ALONE,
+        eyes: Decode | None = None,
     ) -> None:
         self.team = team
+        self.eyes = decode if eyes is None else eyes
         self.held_for_gradients = held_for_gradients
         self.reward = reward
         self.decode = decode
@@ -143,15 +148,28 @@ class Scorer:
         self.num_particles = particles
 
     @property
+    def sees_otherwise(self) -> bool:
+        """Whether predictions are decoded in another way than final samples."""
+        return self.eyes is not self.decode
+
+    def of_each_prompt(self) -> Scorer:
+        """Return a scorer of one sample for each prompt, with the same ledger."""
+        one = copy(self)
+        one.shrink(1)
+        return one
+
+    @property
     def wants_latents(self) -> bool:
         """Whether the reward takes latents, undecoded."""
         return self.decode == "latents"
 
     @torch.no_grad()
     def decoded(self, latents: Tensor) -> Tensor:
-        """Return what the reward sees of latents, float32."""
+        """Return what the reward sees of final latents, float32."""
         self._count(decodes=len(latents))
-        parts = self.team.shared("the decoder", latents, lambda some, _: self._decoded(some))
+        parts = self.team.shared(
+            "the decoder", latents, lambda some, _: self._decoded(some, self.decode)
+        )
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -166,7 +184,7 @@ class Scorer:
 
     @torch.no_grad()
     def scored(self, latents: Tensor, keep: bool = False) -> Scored:
-        """Return the rewards of latents, and previews of what the reward saw if these are kept.
+        """Return the rewards of predictions, and previews of what the reward saw if they are kept.
 
         Raises:
             ValueError: if the reward does not return one finite score per sample.
@@ -174,7 +192,7 @@ class Scorer:
         self._count(decodes=len(latents), reward_calls=len(latents))
 
         def of_some(some: Tensor, first: int) -> Scored:
-            samples = self._decoded(some)
+            samples = self._decoded(some, self.eyes)
             preview = self.preview(samples) if keep else None  # the reward may write into them
             return self._scored(samples, first)._replace(preview=preview)
 
@@ -231,13 +249,12 @@ class Scorer:
                 rewards = self.reward.joined(of_reward)  # type: ignore[attr-defined]
         return scored._replace(rewards=self._finite(rewards).view(shape), parts=of_reward)
 
-    def _decoded(self, latents: Tensor) -> Tensor:
+    def _decoded(self, latents: Tensor, decode: Decode | str) -> Tensor:
         """Return samples of latents, as many at a time as are allowed."""
         size = self.batches.decode or len(latents)
-        return torch.cat([self._samples(part) for part in latents.split(size)])
+        return torch.cat([self._samples(part, decode) for part in latents.split(size)])
 
-    def _samples(self, latents: Tensor) -> Tensor:
-        decode = self.decode
+    def _samples(self, latents: Tensor, decode: Decode | str) -> Tensor:
         if isinstance(decode, str):
             return latents.float()
         with self.ledger.timing("decode"), naming_batch_size("decode"):
@@ -254,7 +271,8 @@ class Scorer:
         factor = _HALF_FACTOR if dtype == torch.float16 else 1.0
         with torch.inference_mode(False), torch.enable_grad(), self.held_for_gradients():
             z = latents.clone().requires_grad_()
-            samples = self._samples(z.to(dtype, copy=True))  # which a decoder may write into
+            written = z.to(dtype, copy=True)  # a decoder may write into it
+            samples = self._samples(written, self.eyes)
             if not samples.requires_grad:
                 raise ValueError(
                     "twist: expected decode to return images with a gradient in the latents, got "

@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ..host.batch import COUNTS
-from ..host.decode import Decode
+from ..host.decode import Decode, Eyes, check_eyes
 from ..host.ledger import Ledger
 from ..host.microbatch import BATCH_SIZE_OPTIONS, MicroBatches
 from ..host.refusals import check_counts_no_steps, check_steerable
@@ -90,6 +91,11 @@ class Steerer:
             ones as they left the last step.
         batches: How many particles are worked on at a time.
         previews: Whether the result keeps the decoded predictions of every scoring.
+        preview_vae: An autoencoder that decodes predictions on the way in the place of the
+            pipeline's, such as diffusers' `AutoencoderTiny` for the same latents; gradients of a
+            twist go through it. The final samples are decoded by the pipeline, and weighed by that.
+        preview_size: Longer side in pixels at which predictions on the way are decoded and scored,
+            from latents that are averaged; None for that of the call.
         twist: Strength s with which fresh noise is shifted along the gradient of the reward, or a
             `Twist`; 0 shifts nothing. The reward has to be differentiable. Weights are corrected,
             so that the target stays what it is; those of a strategy that samples no known law are
@@ -123,6 +129,8 @@ class Steerer:
         decode: Decode | Literal["latents"] | None = None,
         batches: MicroBatches = MicroBatches(),  # noqa: B008 (frozen)
         previews: bool = False,
+        preview_vae: Any = None,
+        preview_size: int | None = None,
         twist: float | Twist = 0.0,
         look_ahead: int = 0,
         look_ahead_samples: int = 1,
@@ -137,6 +145,8 @@ class Steerer:
         self.decode = decode
         self.batches = batches
         self.previews = previews
+        self.preview_vae = preview_vae
+        self.preview_size = preview_size
         self.twist = twist
         self.look_ahead = look_ahead
         self.look_ahead_samples = look_ahead_samples
@@ -172,6 +182,12 @@ class Steerer:
                 "which compares images: leave twist out, or take Sum"
             )
         self._ahead()
+        if self._eyes() and self.decode is not None:
+            raise ValueError(
+                "preview_vae, preview_size: expected none with decode=, which decodes as it is "
+                "written: leave one of them out"
+            )
+        check_eyes(self.pipe, self._eyes())
         calibration = getattr(self.strategy, "calibration", None)
         if calibration is not None:
             calibration.check_look_ahead(self.look_ahead, self.look_ahead_samples)
@@ -252,6 +268,11 @@ class Steerer:
         as_tuple = not kwargs.pop("return_dict", True)
         ahead = self._ahead()
         wanted = take_wanted(kwargs, select, self.pipe, self._widths(), ahead is not None)
+        if select == "best_seen" and compares(self.reward):
+            raise ValueError(
+                'select="best_seen": expected a reward that scores an image by itself, got '
+                f'{type(self.reward).__name__}: take select="best"'
+            )
         if record and select == "best_seen":
             raise ValueError(
                 'record: expected samples of the chain itself, got select="best_seen", which may '
@@ -287,6 +308,7 @@ class Steerer:
         alike = {name: written[name] for name in ("versions", "pipeline", "scheduler", "reward")}
         team.agree(alike | {"strategy": self.strategy} | self._options() | given | asked)
         decode: Any = run.decoder() if self.decode is None else self.decode
+        eyes = self._eyes()
         scorer = Scorer(
             self.reward,
             decode,
@@ -294,8 +316,9 @@ class Steerer:
             self.num_particles,
             self.batches,
             ledger,
-            run.held_for_gradients,
+            partial(run.held_for_gradients, eyes),
             team,
+            run.decoder(eyes) if eyes else None,
         )
         watch = None
         if display:  # the first process shows for all
@@ -468,6 +491,10 @@ class Steerer:
         """Return the user's function from latents to images; None for the pipeline's."""
         return None if isinstance(self.decode, str) else self.decode
 
+    def _eyes(self) -> Eyes:
+        """Return in what predictions are decoded otherwise than final samples."""
+        return Eyes(self.preview_vae, self.preview_size)
+
     def _twist(self) -> Twist | None:
         """Return how particles are twisted; None for not at all."""
         twist = self.twist if isinstance(self.twist, Twist) else Twist(self.twist)
@@ -501,6 +528,8 @@ class Steerer:
         own = {
             "num_particles": self.num_particles,
             "previews": self.previews,
+            "preview_vae": self.preview_vae,
+            "preview_size": self.preview_size,
             "twist": self.twist,
             "look_ahead": self.look_ahead,
             "look_ahead_samples": self.look_ahead_samples,
