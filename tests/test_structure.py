@@ -19,7 +19,10 @@ STANDS_ON = {  # storey: what it may import
 ORDER = {  # within a storey each module may import those before it
     "flow": "noise denoise transition solver timetable state sample",
     "smc": "weights resampling potentials filter",
-    "rewards": "images resemblance model open_clip clip aesthetic image_reward vlm compose adapters",
+    "rewards": (
+        "images resemblance model open_clip clip aesthetic image_reward vlm compose "
+        "adapters http remote chat"
+    ),
     "scheduler": "hooks supported config coordinates native calls noise_source progress glass flow_match",
     "host": "ledger outputs patch refusals team inpainting batch decode network_rows microbatch run",
     "steering": (
@@ -27,7 +30,7 @@ ORDER = {  # within a storey each module may import those before it
         "trajectory population record display diversity samples result ending rollouts plotting steerer "
         "feynman_kac_steerer comparison"
     ),
-    "commands": "steer verify_rewards main",
+    "commands": "rewards steer serve verify_rewards main",
 }
 TORCH_ONLY = ("flow", "smc")
 
@@ -67,7 +70,7 @@ def test_every_module_has_its_place(storey):
 
 def test_nothing_stands_outside_the_storeys():
     """But for the ground: how to warn a user and to show options, which knows of no storey."""
-    outside = {"__init__.py", "py.typed", "__main__.py", "caller.py", "signatures.py"}
+    outside = {"__init__.py", "py.typed", "__main__.py", "caller.py", "signatures.py", "serve.py"}
     assert {path.name for path in SOURCE.iterdir() if path.name != "__pycache__"} == outside | set(ORDER)
     assert all(level == 0 for name in ("caller", "signatures") for level, _ in imports(SOURCE / f"{name}.py"))
 

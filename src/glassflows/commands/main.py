@@ -5,9 +5,9 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
-from . import steer, verify_rewards
+from . import serve, steer, verify_rewards
 
-COMMANDS = {"steer": steer, "verify-rewards": verify_rewards}
+COMMANDS = {"steer": steer, "serve": serve, "verify-rewards": verify_rewards}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

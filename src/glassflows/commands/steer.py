@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import ast
-import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
-from .. import rewards
 from ..steering import FeynmanKacSteerer
+from .rewards import REWARDS, accelerator, reward_of
 
-REWARDS = {
-    name.lower(): name
-    for name in ("CLIPScore", "PickScore", "HPSv2", "AestheticScore", "ImageReward")
-}
 _OWN = {  # arguments of a call that the command sets itself, or has no use for
     "prompt",
     "select",
@@ -38,7 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add(
         "--reward",
         required=True,
-        type=_reward,
+        type=reward_of,
         help=f"one of {', '.join(REWARDS)}; or MODULE:NAME, a function of images and prompts",
     )
     add("--reward-model", metavar="MODEL", help="its checkpoint, if not the usual one")
@@ -57,7 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=0,
         help="of the first prompt; the next has the next (%(default)s)",
     )
-    add("--device", default=_device(), help="(%(default)s)")
+    add("--device", default=accelerator(), help="(%(default)s)")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="as in the files if left out")
     add("--offload", action="store_true", help="keep what is not at work off the accelerator")
     add(
@@ -118,13 +112,6 @@ def run(args: Namespace) -> None:
         print(f"{folder}: reward {best:.4g}, of {args.particles} on average {mean:.4g}: {prompt}")
 
 
-def _device() -> str:
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    )
-    return "cpu" if accelerator is None else accelerator.type
-
-
 def _scale(text: str) -> float | str:
     return text if text == "auto" else float(text)
 
@@ -138,27 +125,3 @@ def _argument(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
-
-
-def _reward(text: str) -> Any:
-    """Return what makes the reward of a name, from (checkpoint, device)."""
-    if text.lower() in REWARDS:
-        cls = getattr(rewards, REWARDS[text.lower()])
-        return lambda model, device: cls(*[model] * (model is not None), device=device)
-    module, colon, name = text.partition(":")
-    if not colon:
-        raise ArgumentTypeError(
-            f"expected one of {', '.join(REWARDS)}, or MODULE:NAME, got {text!r}"
-        )
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
-    try:
-        function = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ArgumentTypeError(str(error)) from error
-
-    def made(model: str | None, device: str) -> Any:
-        if model is not None:
-            raise ValueError(f"--reward-model: expected none for {text}, a function")
-        return function
-
-    return made

@@ -1,0 +1,50 @@
+"""Rewards by the names that commands take."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentTypeError
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import rewards
+
+REWARDS = {
+    name.lower(): name
+    for name in ("CLIPScore", "PickScore", "HPSv2", "AestheticScore", "ImageReward")
+}
+
+
+def accelerator() -> str:
+    """Return the device that commands use if they are told none."""
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def reward_of(text: str) -> Any:
+    """Return what makes the reward of a name, from (checkpoint, device)."""
+    if text.lower() in REWARDS:
+        cls = getattr(rewards, REWARDS[text.lower()])
+        return lambda model, device: cls(*[model] * (model is not None), device=device)
+    module, colon, name = text.partition(":")
+    if not colon:
+        raise ArgumentTypeError(
+            f"expected one of {', '.join(REWARDS)}, or MODULE:NAME, got {text!r}"
+        )
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ArgumentTypeError(str(error)) from error
+
+    def made(model: str | None, device: str) -> Any:
+        if model is not None:
+            raise ValueError(f"--reward-model: expected none for {text}, a function")
+        return function
+
+    return made

@@ -1,0 +1,218 @@
+"""Requests to a service that may be slow, busy, restarted or wrong: asked again, some at a time."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+_LONGEST = 60.0  # seconds between two attempts, whatever a service asks for
+
+
+class RemoteRewardError(RuntimeError):
+    """A service did not answer well, as often as it was asked.
+
+    Attributes:
+        status: Status of its last answer; None where there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Bad(Exception):
+    """An answer that is none.
+
+    Args:
+        reason: What is wrong.
+        wait: Seconds after which the service asks to be asked again; None where it does not say.
+        status: Its status.
+        final: Whether it would be no better the next time.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        wait: float | None = None,
+        status: int | None = None,
+        final: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.wait = wait
+        self.status = status
+        self.final = final
+
+
+class _Slots:
+    """As many requests as may be under way; a copy of them is a new one."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._free = threading.BoundedSemaphore(number)
+
+    def __enter__(self) -> None:
+        self._free.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._free.release()
+
+    def __reduce__(self) -> tuple[type[_Slots], tuple[int]]:
+        return _Slots, (self.number,)
+
+
+class Service:
+    """An address that is asked by JSON and answers by JSON.
+
+    An attempt fails if there is no connection, no answer in time, half an answer, one that cannot
+    be read, or a status 408, 409, 425, 429 or 5xx. After a failure the next attempt waits
+    `backoff` · 2^i seconds and up to a quarter less, or as long as the service asks for by
+    Retry-After, but at most a minute. Any other status ends it.
+
+    Args:
+        url: Its address.
+        timeout: Seconds to wait for a connection, and for each piece of an answer.
+        retries: Attempts after the first.
+        backoff: Seconds before the second attempt.
+        concurrency: Requests under way at a time, of all threads.
+        headers: Sent with each request, such as {"Authorization": "Bearer …"}; shown nowhere.
+        owner: Name of the reward, for messages.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float,
+        retries: int,
+        backoff: float,
+        concurrency: int,
+        headers: Mapping[str, str] | None,
+        owner: str,
+    ) -> None:
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise ValueError(f"url: expected one that begins with http:// or https://, got {url!r}")
+        numbers = {"retries": (retries, 0), "concurrency": (concurrency, 1)}
+        for name, (number, least) in numbers.items():
+            if not isinstance(number, int) or isinstance(number, bool) or number < least:
+                raise ValueError(f"{name}: expected a whole number from {least}, got {number!r}")
+        if not timeout > 0 or not backoff >= 0:
+            raise ValueError(
+                f"timeout, backoff: expected positive seconds, got {timeout!r} and {backoff!r}"
+            )
+        self.url = url
+        self.timeout = timeout
+        self.retries = retries
+        self.backoff = backoff
+        self.headers = dict(headers or {})
+        self.owner = owner
+        self._slots = _Slots(concurrency)
+
+    @property
+    def shown(self) -> str:
+        """The address without a user's name, a password and a query, any of which may be secret."""
+        parts = urlsplit(self.url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+    def every(self, bodies: Sequence[Any], read: Callable[[Any], Any], path: str = "") -> list[Any]:
+        """Return what is read from the answers to some requests, in their order.
+
+        Args:
+            bodies: What is posted.
+            read: Reads an answer, parsed; raises ValueError, LookupError or TypeError if it cannot.
+            path: Appended to the address.
+
+        Raises:
+            RemoteRewardError: if one of them is not answered well.
+        """
+        stop = threading.Event()
+        pool = ThreadPoolExecutor(min(self._slots.number, max(1, len(bodies))))
+        try:
+            asked = [pool.submit(self._persist, path, body, read, stop) for body in bodies]
+            return [one.result() for one in asked]
+        finally:  # an error, or Ctrl-C, does not wait for the rest
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def get(self, read: Callable[[Any], Any], path: str = "") -> Any:
+        """Return what is read from the answer to a request that posts nothing.
+
+        Raises:
+            RemoteRewardError: if it is not answered well.
+        """
+        return self._persist(path, None, read, threading.Event())
+
+    def _persist(
+        self, path: str, body: Any, read: Callable[[Any], Any], stop: threading.Event
+    ) -> Any:
+        """Ask until there is a good answer."""
+        attempts = 0
+        while True:
+            try:
+                with self._slots:
+                    return _read(self._answer(path, body), read)
+            except _Bad as bad:
+                last = bad
+            wait = self.backoff * 2**attempts * (1 - random.SystemRandom().random() / 4)
+            wait = min(_LONGEST, wait if last.wait is None else last.wait)
+            attempts += 1
+            if last.final or attempts > self.retries or stop.wait(wait):
+                break
+        times = "once" if attempts == 1 else f"{attempts} times"
+        raise RemoteRewardError(
+            f"{self.owner}: {self.shown}{path} was asked {times} and did not answer well: {last}",
+            last.status,
+        )
+
+    def _answer(self, path: str, body: Any) -> Any:
+        """Ask once; exceptions of requests, which may tell the whole address, go no further."""
+        import requests
+
+        try:
+            return requests.request(
+                "GET" if body is None else "POST",
+                self.url + path,
+                json=body,
+                headers=self.headers,
+                timeout=self.timeout,
+            )
+        except requests.Timeout:
+            raise _Bad(f"no answer within {self.timeout:g} s") from None
+        except requests.exceptions.ChunkedEncodingError:
+            raise _Bad("the answer broke off") from None
+        except requests.ConnectionError:
+            raise _Bad("no connection, or it broke off") from None
+        except requests.RequestException as error:
+            raise _Bad(type(error).__name__) from None
+
+
+def _read(answer: Any, read: Callable[[Any], Any]) -> Any:
+    """Return what is read from an answer.
+
+    Raises:
+        _Bad: if it is none.
+    """
+    status, text = answer.status_code, answer.text[:200]
+    if status != 200:
+        wait = _seconds(answer.headers.get("Retry-After"))
+        raise _Bad(f"status {status}, {text!r}", wait, status, final=status not in _AGAIN)
+    try:
+        return read(answer.json())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"an answer that cannot be read ({error}): {text!r}"
+    raise _Bad(reason, status=status)
+
+
+def _seconds(text: str | None) -> float | None:
+    """Return what Retry-After asks for; None for a date or nothing."""
+    try:
+        return max(0.0, float(text or ""))
+    except ValueError:
+        return None
