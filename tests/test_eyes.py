@@ -9,7 +9,7 @@ pytest.importorskip("diffusers", minversion="0.42")  # older ones build other pi
 
 import tiny
 from glassflows import FeynmanKacSteerer
-from glassflows.host.decode import Eyes, PipelineCall, decoder
+from glassflows.host.decode import PipelineCall, decoder
 from zoo.survey import arguments, cases
 
 EYED = ["FluxPipeline", "StableDiffusionPipeline", "QwenImagePipeline", "SanaPipeline", "Kandinsky5T2IPipeline"]
@@ -58,7 +58,7 @@ def test_a_tiny_decoder_takes_raw_latents(sd):
     latents = sd.run(output_type="latent", num_images_per_prompt=3)
     with torch.no_grad():
         expected = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
-        seen = decoder(PipelineCall(sd.pipe, sd.call, eyes=Eyes(vae)))(latents)
+        seen = decoder(PipelineCall(sd.pipe, sd.call, preview_vae=vae))(latents)
     assert torch.equal(seen, expected)
 
 
@@ -89,17 +89,17 @@ def test_smaller(label):
     assert torch.equal(whole.previews, plain.previews)
 
 
-def test_smaller_is_of_averaged_latents(flux):
-    latents = flux.run(output_type="latent", num_images_per_prompt=2)
-    call = PipelineCall(flux.pipe, flux.call)
-    height, width = call.size("height"), call.size("width")
-    small = decoder(PipelineCall(flux.pipe, flux.call, eyes=Eyes(size=max(height, width) // 2)))(latents)
-    grid = flux.pipe._unpack_latents(latents, height, width, flux.pipe.vae_scale_factor)
-    pooled = torch.nn.functional.avg_pool2d(grid, 2)
-    config = flux.pipe.vae.config
-    with torch.no_grad():
-        expected = flux.pipe.vae.decode(pooled / config.scaling_factor + config.shift_factor).sample
-    torch.testing.assert_close(small, (expected / 2 + 0.5).clamp(0, 1))
+def test_smaller_is_averaged(flux):
+    """Also what a function of one's own decodes; the reward is that of the smaller image."""
+    own = decoder(PipelineCall(flux.pipe, flux.call))
+    whole = flux.steer(previews=True, reward=level, reward_scale=0.0)
+    side = max(whole.previews.shape[-2:])
+    for decode in (None, own):
+        half = flux.steer(previews=True, reward=level, reward_scale=0.0, preview_size=side // 2, decode=decode)
+        pooled = torch.nn.functional.avg_pool2d(whole.previews.float().flatten(0, 1), 2).view(half.previews.shape)
+        assert (half.previews - pooled).abs().max() <= 1
+        torch.testing.assert_close(half.scored, whole.scored)
+        torch.testing.assert_close(half.rewards, whole.rewards)
 
 
 def test_videos():
@@ -144,10 +144,15 @@ def test_what_it_cannot_see(flux):
     with pytest.raises(ValueError, match="preview_vae: expected an autoencoder of diffusers, such as AutoencoderTiny"):
         flux.steer(preview_vae=lambda latents: latents)
     for size in (0, 0.5, True):
-        with pytest.raises(ValueError, match=f"preview_size: expected a number of pixels of at least 1, got {size}"):
+        with pytest.raises(ValueError, match=f"preview_size: expected .* got {size}"):
             flux.steer(preview_size=size)
-    with pytest.raises(ValueError, match="preview_vae, preview_size: expected none with decode="):
+    with pytest.raises(ValueError, match='preview_size: expected none with decode="latents"'):
         flux.steer(preview_size=8, decode="latents")
+    with pytest.raises(ValueError, match="preview_vae: expected none with decode="):
+        flux.steer(preview_vae=for_toy(flux), decode=lambda latents: latents)
     case = cases()["AudioLDM2Pipeline"]
-    with pytest.raises(ValueError, match="preview_size: do not know how AudioLDM2Pipeline decodes by another"):
-        FeynmanKacSteerer(case.build(), tiny.brightness, preview_size=8)
+    with pytest.raises(ValueError, match="preview_vae: do not know how AudioLDM2Pipeline decodes by another"):
+        FeynmanKacSteerer(case.build(), level, preview_vae=wrong)
+    toy = tiny.Toy(case.build, {name: one for name, one in arguments(case).items() if name != "generator"})
+    with pytest.raises(ValueError, match="preview_size: expected images or videos, got sound"):
+        toy.steer(reward=level, num_particles=2, num_inference_steps=4, preview_size=8)

@@ -25,49 +25,22 @@ ONE_AT_A_TIME = ("AutoencoderKLHunyuanVideo15",)
 _REMEDY = "pass decode=, a function from latents to images (N, 3, H, W) in [0, 1]"
 
 
-@dataclass(frozen=True)
-class Eyes:
-    """How latents are decoded that are only looked at: more cheaply than the pipeline decodes.
-
-    Args:
-        vae: A decoder in the place of the pipeline's, with diffusers' interface: `decode(latents,
-            return_dict=False)[0]` in [−1, 1], `dtype`, `device`, `config`; such as an
-            `AutoencoderTiny` of the same latents. None for the pipeline's own.
-        size: Longer side of the images, pixels: latents are averaged down to it before they are
-            decoded. None for that of the call.
-    """
-
-    vae: Any = None
-    size: int | None = None
-
-    def __bool__(self) -> bool:
-        return self.vae is not None or self.size is not None
-
-
-OWN_EYES = Eyes()
-
-
-def check_eyes(pipe: Any, eyes: Eyes) -> None:
-    """Check that what a pipeline's latents show can be seen by other eyes than its own.
+def check_preview_vae(pipe: Any, vae: Any) -> None:
+    """Check that another autoencoder can decode a pipeline's latents.
 
     Raises:
         ValueError: if it cannot.
     """
-    size = eyes.size
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"preview_size: expected a number of pixels of at least 1, got {size!r}")
-    needed = ("decode", "config", "dtype", "device")
-    absent = [name for name in needed if not hasattr(eyes.vae, name)]
-    if eyes.vae is not None and absent:
+    absent = [name for name in ("decode", "config", "dtype", "device") if not hasattr(vae, name)]
+    if absent:
         raise ValueError(
             "preview_vae: expected an autoencoder of diffusers, such as AutoencoderTiny, got "
-            f"{type(eyes.vae).__name__} without {', '.join(absent)}"
+            f"{type(vae).__name__} without {', '.join(absent)}"
         )
-    if eyes and _family(pipe) not in _FOR_OTHER_EYES:
-        name = "preview_size" if eyes.vae is None else "preview_vae"
+    if _family(pipe) not in _BY_ANY_VAE:
         raise ValueError(
-            f"{name}: do not know how {type(pipe).__name__} decodes by another autoencoder or at "
-            "another size: leave it out"
+            f"preview_vae: do not know how {type(pipe).__name__} decodes by another autoencoder: "
+            "leave it out"
         )
 
 
@@ -80,18 +53,19 @@ class PipelineCall:
         given: Keyword arguments of the call.
         settled: Sizes that the pipeline runs at (`height`, `width`, `num_frames`), filled in while
             it runs.
-        eyes: How its latents are decoded.
+        preview_vae: An autoencoder that decodes in the place of the pipeline's; None for that.
     """
 
     pipe: Any
     given: Mapping[str, Any] = field(default_factory=dict)
     settled: Mapping[str, int] = field(default_factory=dict)
-    eyes: Eyes = OWN_EYES
+    preview_vae: Any = None
 
     @property
     def vae(self) -> Any:
-        """The autoencoder that decodes."""
-        return self.pipe.vae if self.eyes.vae is None else self.eyes.vae
+        """The autoencoder that decodes, if there is one."""
+        own = getattr(self.pipe, "vae", None)
+        return own if self.preview_vae is None else self.preview_vae
 
     def asked(self, name: str) -> Any:
         """Return an argument of the call, else its default; None if the pipeline has neither."""
@@ -129,16 +103,11 @@ def decoder(call: PipelineCall) -> Decode:
             f"{_REMEDY}"
         )
 
-    check_eyes(call.pipe, call.eyes)
-    if call.eyes.size is not None and crops_to_mask(call.given):
-        raise ValueError(
-            "preview_size: expected none with padding_mask_crop, whose images are put back into "
-            "the whole one: leave it out"
-        )
+    if call.preview_vae is not None:
+        check_preview_vae(call.pipe, call.preview_vae)
 
     def decode(latents: Tensor) -> Tensor:
-        vae = getattr(call.pipe, "vae", None) if call.eyes.vae is None else call.eyes.vae
-        if type(vae).__name__ in ONE_AT_A_TIME:
+        if type(call.vae).__name__ in ONE_AT_A_TIME:
             return torch.cat([family(call, one).float() for one in latents.split(1)])
         images = family(call, latents).float()
         if crops_to_mask(call.given):
@@ -147,6 +116,27 @@ def decoder(call: PipelineCall) -> Decode:
         return images
 
     return decode
+
+
+def at_size(decode: Decode, size: int) -> Decode:
+    """Return a decoder whose images or videos are averaged down to a longer side, in pixels.
+
+    Raises:
+        ValueError: from the decoder, if it decodes to sound.
+    """
+
+    def decode_smaller(latents: Tensor) -> Tensor:
+        images = decode(latents)
+        if images.ndim < 4:
+            raise ValueError("preview_size: expected images or videos, got sound: leave it out")
+        share = size / max(images.shape[-2:])
+        if share >= 1:
+            return images
+        height, width = (max(1, round(side * share)) for side in images.shape[-2:])
+        frames = images.flatten(0, -4)
+        return interpolate(frames, (height, width), mode="area").unflatten(0, images.shape[:-3])
+
+    return decode_smaller
 
 
 def _family(pipe: Any) -> Family | None:
@@ -377,11 +367,9 @@ def _denormalise_and_decode(call: PipelineCall, latents: Tensor, **override: Any
         override: Config values to use in place of the autoencoder's.
     """
     vae = call.vae
-    if call.eyes.vae is not None:
+    if call.preview_vae is not None:
         latents = latents.to(vae.device)
         _check_channels(call, latents)
-    if call.eyes.size is not None:
-        latents = _averaged(call, latents, call.eyes.size)
     with upcast_where_it_overflows(vae):
         latents = _denormalised(latents.to(vae.dtype), {**vae.config, **override})
         if latents.ndim == 5 and type(vae).__name__ in _OF_IMAGES:
@@ -403,17 +391,6 @@ def _check_channels(call: PipelineCall, latents: Tensor) -> None:
             f"{type(call.pipe).__name__} has them, got one of {channels}: take the one that was "
             "made for its latents"
         )
-
-
-def _averaged(call: PipelineCall, latents: Tensor, size: int) -> Tensor:
-    """Return latents (N, C, …, h, w), averaged down to what decodes to images of a longer side."""
-    pipe, (height, width) = call.pipe, latents.shape[-2:]
-    scale = getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor
-    share = size / (scale * max(height, width))
-    if share >= 1:
-        return latents
-    sides = [max(1, round(side * share)) for side in (height, width)]
-    return interpolate(latents.float(), [*latents.shape[2:-2], *sides], mode="area").to(latents)
 
 
 @contextmanager
@@ -446,8 +423,7 @@ def _postprocessed(call: PipelineCall, images: Tensor) -> Tensor:
     """
     processor = getattr(call.pipe, "image_processor", None)
     height, width = (call.given.get(name) for name in ("height", "width"))
-    binned = call.eyes.size is None and call.asked("use_resolution_binning")
-    if binned and height and width:
+    if call.asked("use_resolution_binning") and height and width:
         images = processor.resize_and_crop_tensor(images, width, height)  # type: ignore[union-attr]
     return _unit(images) if processor is None else processor.postprocess(images, output_type="pt")
 
@@ -481,7 +457,7 @@ _FAMILIES: dict[Family, str] = {  # packages of diffusers.pipelines
 _PACKAGES = {
     package: family for family, packages in _FAMILIES.items() for package in packages.split()
 }
-_FOR_OTHER_EYES = (
+_BY_ANY_VAE = (
     _image,
     _image_standardised,
     _image_unshifted,

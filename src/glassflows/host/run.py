@@ -33,9 +33,7 @@ from .batch import (
 )
 from .decode import (
     ONE_AT_A_TIME,
-    OWN_EYES,
     Decode,
-    Eyes,
     PipelineCall,
     decoder,
     gives_frames_as_rows,
@@ -141,20 +139,21 @@ class PipelineRun:
         pipe = self.pipe
         return torch.device(pipe._execution_device)
 
-    def decoder(self, eyes: Eyes = OWN_EYES) -> Decode:
+    def decoder(self, preview_vae: Any = None) -> Decode:
         """Return what decodes latents as the pipeline does; to be called once the run is on.
 
         Args:
-            eyes: In what it decodes otherwise.
+            preview_vae: An autoencoder that decodes in the place of the pipeline's.
 
         Raises:
             ValueError: if the pipeline is of no known family.
         """
-        return decoder(PipelineCall(self.pipe, self._given, self._sizes, eyes))
+        return decoder(PipelineCall(self.pipe, self._given, self._sizes, preview_vae))
 
-    def held_for_gradients(self, eyes: Eyes) -> AbstractContextManager[None]:
+    def held_for_gradients(self, preview_vae: Any = None) -> AbstractContextManager[None]:
         """Return a context in which what decodes stays in one dtype, backwards included."""
-        return upcast_where_it_overflows(eyes.vae or getattr(self.pipe, "vae", None))
+        vae = getattr(self.pipe, "vae", None) if preview_vae is None else preview_vae
+        return upcast_where_it_overflows(vae)
 
     def work_on(self, living: Tensor | None, num_frames: int = 1) -> None:
         """Let networks and decoders see some particles alone from now on, all for None.

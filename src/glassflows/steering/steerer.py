@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ..host.batch import COUNTS
-from ..host.decode import Decode, Eyes, check_eyes
+from ..host.decode import Decode, at_size, check_preview_vae
 from ..host.ledger import Ledger
 from ..host.microbatch import BATCH_SIZE_OPTIONS, MicroBatches
 from ..host.refusals import check_counts_no_steps, check_steerable
@@ -94,8 +94,8 @@ class Steerer:
         preview_vae: An autoencoder that decodes predictions on the way in the place of the
             pipeline's, such as diffusers' `AutoencoderTiny` for the same latents; gradients of a
             twist go through it. The final samples are decoded by the pipeline, and weighed by that.
-        preview_size: Longer side in pixels at which predictions on the way are decoded and scored,
-            from latents that are averaged; None for that of the call.
+        preview_size: Longer side in pixels to which decoded predictions on the way are averaged
+            down before they are scored; None for that of the call.
         twist: Strength s with which fresh noise is shifted along the gradient of the reward, or a
             `Twist`; 0 shifts nothing. The reward has to be differentiable. Weights are corrected,
             so that the target stays what it is; those of a strategy that samples no known law are
@@ -182,12 +182,7 @@ class Steerer:
                 "which compares images: leave twist out, or take Sum"
             )
         self._ahead()
-        if self._eyes() and self.decode is not None:
-            raise ValueError(
-                "preview_vae, preview_size: expected none with decode=, which decodes as it is "
-                "written: leave one of them out"
-            )
-        check_eyes(self.pipe, self._eyes())
+        self._check_previews()
         calibration = getattr(self.strategy, "calibration", None)
         if calibration is not None:
             calibration.check_look_ahead(self.look_ahead, self.look_ahead_samples)
@@ -308,7 +303,6 @@ class Steerer:
         alike = {name: written[name] for name in ("versions", "pipeline", "scheduler", "reward")}
         team.agree(alike | {"strategy": self.strategy} | self._options() | given | asked)
         decode: Any = run.decoder() if self.decode is None else self.decode
-        eyes = self._eyes()
         scorer = Scorer(
             self.reward,
             decode,
@@ -316,9 +310,9 @@ class Steerer:
             self.num_particles,
             self.batches,
             ledger,
-            partial(run.held_for_gradients, eyes),
+            partial(run.held_for_gradients, self.preview_vae),
             team,
-            run.decoder(eyes) if eyes else None,
+            self._preview_decoder(run),
         )
         watch = None
         if display:  # the first process shows for all
@@ -491,9 +485,30 @@ class Steerer:
         """Return the user's function from latents to images; None for the pipeline's."""
         return None if isinstance(self.decode, str) else self.decode
 
-    def _eyes(self) -> Eyes:
-        """Return in what predictions are decoded otherwise than final samples."""
-        return Eyes(self.preview_vae, self.preview_size)
+    def _check_previews(self) -> None:
+        """Check the options by which predictions are decoded otherwise than final samples."""
+        if self.preview_vae is not None and self.decode is not None:
+            raise ValueError(
+                "preview_vae: expected none with decode=, which decodes by itself: leave one of "
+                "them out"
+            )
+        if self.preview_vae is not None:
+            check_preview_vae(self.pipe, self.preview_vae)
+        if self.preview_size is not None:
+            check_whole("preview_size", self.preview_size)
+            if self.decode == "latents":
+                raise ValueError(
+                    'preview_size: expected none with decode="latents", which decodes nothing: '
+                    "leave it out"
+                )
+
+    def _preview_decoder(self, run: PipelineRun) -> Decode | None:
+        """Return what decodes predictions on the way; None for what decodes final samples."""
+        size, own = self.preview_size, self._own_decoder()
+        if self.preview_vae is None and size is None:
+            return None
+        decode = run.decoder(self.preview_vae) if own is None else own
+        return decode if size is None else at_size(decode, size)
 
     def _twist(self) -> Twist | None:
         """Return how particles are twisted; None for not at all."""
