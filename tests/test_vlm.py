@@ -85,5 +85,5 @@ def test_the_answer_may_begin_with_a_space(folders, end):
     raw.train_from_iterator(["User: q\nAssistant: Yes", "Yes it is. Yes No", "Assistant: No"] * 50, trainer)
     reward = load("VLMReward", folders)
     reward.processor.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw)
-    tokens = reward.processor.tokenizer.convert_ids_to_tokens(reward._first_tokens(f"User: q\n{end}"))
+    tokens = reward.processor.tokenizer.convert_ids_to_tokens(reward._first_tokens(f"User: q\n{end}", ["Yes"]))
     assert set(tokens) == {"Yes", "ĠYes"}

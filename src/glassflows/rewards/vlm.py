@@ -6,6 +6,7 @@ The score of an image is the probability of one answer to the question.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from .model import ModelReward, with_words
+from .qwen import processor_of
 
 QUESTION = 'Does this image show "{prompt}"? Answer Yes or No.'
 
@@ -64,9 +66,9 @@ class VLMReward(ModelReward):
 
     def _read(self) -> dict[str, nn.Module]:
         import transformers
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
 
-        self.processor = AutoProcessor.from_pretrained(self.name)
+        self.processor = processor_of(self.name)
         tokenizer = with_words(self.processor.tokenizer, self.name)
         named = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
         # read in its dtype, not cast: a model keeps some tensors in float32, like its rotary
@@ -79,12 +81,27 @@ class VLMReward(ModelReward):
         return {"vlm": vlm}
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
+        texts = texts or [""] * len(images)
+        return self._chances(images, texts, [(self.answer,)] * len(images))
+
+    def _chances(
+        self, images: Tensor, texts: Sequence[str], answers: Sequence[Sequence[str]]
+    ) -> Tensor:
+        """Return the chances that the model answers as it should, shape (N,), `exact`.
+
+        Args:
+            images: Shape (N, 3, H, W).
+            texts: What stands for the prompt in the question about each image.
+            answers: The ways in which the right answer to each question may be written.
+        """
         if images.requires_grad:
-            raise ValueError("images require a gradient; VLMReward has none: detach them")
-        for text in texts or [""]:
+            raise ValueError(
+                f"images require a gradient; {type(self).__name__} has none: detach them"
+            )
+        for text in texts:
             self._check_words(text)
         pictures = VaeImageProcessor.numpy_to_pil(images.float().cpu().movedim(1, -1).numpy())
-        asked = [self._asked(text) for text in texts or [""] * len(pictures)]
+        asked = [self._asked(text) for text in texts]
         bos = self.processor.tokenizer.bos_token
         # the template may have written the special tokens
         written = {"add_special_tokens": False} if bos and asked[0].startswith(bos) else {}
@@ -105,11 +122,18 @@ class VLMReward(ModelReward):
             start = getattr(self.language, "decoder_start_token_id", None)
             start = self.language.pad_token_id if start is None else start
             inputs["decoder_input_ids"] = torch.full((len(pictures), 1), start, device=self.device)
-            asked = [""]
+            asked = [""] * len(pictures)
         named = inspect.signature(vlm.forward).parameters
         inputs |= {"logits_to_keep": 1} if "logits_to_keep" in named else {}
         logits = vlm(**inputs, use_cache=False).logits[:, -1].to(self.exact)
-        return logits.softmax(-1)[:, self._first_tokens(asked[0])].sum(-1)
+        chances = logits.softmax(-1)
+        first: dict[tuple[str, ...], list[int]] = {}
+        for question, ways in zip(asked, answers, strict=True):
+            if tuple(ways) not in first:
+                first[tuple(ways)] = self._first_tokens(question, ways)
+        return torch.stack(
+            [row[first[tuple(ways)]].sum() for row, ways in zip(chances, answers, strict=True)]
+        )
 
     def _check_words(self, text: str) -> None:
         """Check that question and prompt hold no control token.
@@ -153,10 +177,11 @@ class VLMReward(ModelReward):
             return question  # BLIP-2's processor puts the image first by itself
         return f"{getattr(self.processor, 'image_token', None) or '<image>'}\n{question}"
 
-    def _first_tokens(self, asked: str) -> list[int]:
+    def _first_tokens(self, asked: str, ways: Sequence[str]) -> list[int]:
         """Return the tokens that may begin the answer after the question.
 
-        They are the first tokens of the answer with and without a space before it.
+        They are the first tokens of the answer, however it is written, with and without a space
+        before it; a space alone is none.
 
         Raises:
             ValueError: if the vocabulary has no such token.
@@ -167,14 +192,14 @@ class VLMReward(ModelReward):
             return tokenizer(text, add_special_tokens=False)["input_ids"]
 
         before, found = ids(asked), set()
-        for answer in (self.answer, f" {self.answer}"):
+        for answer in (space + way for way in ways for space in ("", " ")):
             after = ids(asked + answer)
             if after[: len(before)] == before and len(after) > len(before):
                 found.add(after[len(before)])
-        found -= {tokenizer.unk_token_id}
+        found = {one for one in found - {tokenizer.unk_token_id} if tokenizer.decode([one]).strip()}
         if not found:
             raise ValueError(
-                f"answer: {self.name} has no token with which {self.answer!r} begins: "
+                f"answer: {self.name} has no token with which {ways[0]!r} begins: "
                 "name another answer"
             )
         return sorted(found)
