@@ -61,6 +61,7 @@ class ModelReward(ABC):
     default: ClassVar[str] = ""
     files: ClassVar[str] = "config.json, model.safetensors"  # that the model is read from
     offline: ClassVar[str] = ""  # a call that names the folders of the files
+    scored: ClassVar[str] = "image"  # what has a prompt, in messages
     needs_prompts: bool = True
     batch_size: int = 64  # images per call of the networks; each frame of a video is one
 
@@ -175,7 +176,7 @@ class ModelReward(ABC):
             ValueError: if images are not as above, or there is not one prompt for each image.
             OSError: if the model's files are not found.
         """
-        if isinstance(images, Tensor) and images.ndim == 5:
+        if self.scored == "image" and isinstance(images, Tensor) and images.ndim == 5:
             if images.shape[2] != 3:
                 raise ValueError(
                     f"images: expected videos (N, frames, 3, H, W), got {tuple(images.shape)}: "
@@ -184,7 +185,7 @@ class ModelReward(ABC):
             frames, texts = images.shape[1], self._checked(prompts, len(images))
             repeated = [one for one in texts for _ in range(frames)]
             return self(images.flatten(0, 1), repeated).unflatten(0, (-1, frames)).mean(1)
-        tensors = as_tensors(images)
+        tensors = self._taken(images)
         texts = iter(self._checked(prompts, sum(len(tensor) for tensor in tensors)))
         parts = [part for tensor in tensors for part in tensor.split(self.batch_size)]
         with self._alone:
@@ -204,17 +205,23 @@ class ModelReward(ABC):
         """The dtype for images, embeddings and scores: that of the model, but at least float32."""
         return torch.promote_types(self.dtype, torch.float32)
 
+    def _taken(self, images: Images | Tensor) -> list[Tensor]:
+        """Return what is scored as tensors, a row for each sample, checked."""
+        return as_tensors(images)
+
     def _checked(self, prompts: Sequence[str | None] | str | None, number: int) -> list[str]:
         if not self.needs_prompts:
             return []
         texts = _listed(prompts)
         if len(texts) != number:
-            raise ValueError(f"prompts: expected one for each image, {number}, got {len(texts)}")
+            raise ValueError(
+                f"prompts: expected one for each {self.scored}, {number}, got {len(texts)}"
+            )
         named = [text for text in texts if isinstance(text, str)]
         if len(named) < number:
             raise ValueError(
-                f"prompts: {type(self).__name__} scores images under their prompts, got None: "
-                "give the pipeline the prompt, or wrap the reward: "
+                f"prompts: {type(self).__name__} scores {self.scored}s under their prompts, got "
+                "None: give the pipeline the prompt, or wrap the reward: "
                 "lambda images, _: reward(images, [prompt] * len(images))"
             )
         return named
