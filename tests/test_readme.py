@@ -18,6 +18,7 @@ IN_PLACE_OF = {  # what stands in the README: what runs here
     'PickScore.from_pretrained("yuvalkirstain/PickScore_v1", device="cuda")': "PickScore.from_pretrained(CLIP)",
     "PickScore()": "PickScore(CLIP)",
     "AestheticScore()": "AestheticScore(AESTHETIC)",
+    'AutoencoderTiny.from_pretrained("madebyollin/taef1")': "AutoencoderTiny(latent_channels=4)",
     "height=768": "height=32",
     '"height": 768, "width": 1360': '"height": 32, "width": 32',
     "width=1360": "width=32, max_sequence_length=18",

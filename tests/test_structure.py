@@ -20,8 +20,8 @@ ORDER = {  # within a storey each module may import those before it
     "flow": "noise denoise transition solver timetable state sample",
     "smc": "weights resampling potentials filter",
     "rewards": (
-        "images resemblance model open_clip clip aesthetic image_reward vlm compose "
-        "adapters http remote chat"
+        "images resemblance model open_clip clip aesthetic image_reward qwen vlm clip_t5 questions hpsv3 clap ocr "
+        "compose frames adapters http remote chat"
     ),
     "scheduler": "hooks supported config coordinates native calls noise_source progress glass flow_match",
     "host": "ledger outputs patch refusals team inpainting batch decode network_rows microbatch run",

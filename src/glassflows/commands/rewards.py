@@ -14,7 +14,16 @@ from .. import rewards
 
 REWARDS = {
     name.lower(): name
-    for name in ("CLIPScore", "PickScore", "HPSv2", "AestheticScore", "ImageReward")
+    for name in (
+        "CLIPScore",
+        "PickScore",
+        "HPSv2",
+        "HPSv3",
+        "AestheticScore",
+        "ImageReward",
+        "VQAScore",
+        "OCRScore",
+    )
 }
 
 

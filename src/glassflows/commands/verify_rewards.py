@@ -2,9 +2,10 @@
 
 A reward with a published example value is held to it (CLIPScore, ImageReward); PickScore to its
 model card's recipe, transformers' own processor and model; HPSv2's reading of open_clip's
-checkpoint of version 2.0 to its public conversion to transformers. Of AestheticScore no example
-value is published: it should lie between 4 and 7 for a photograph. Checkpoints of up to 4 GB each
-are downloaded.
+checkpoint of version 2.0 to its public conversion to transformers. Of the others no example value
+is published. AestheticScore should lie between 4 and 7 for a photograph, HPSv3 between 0 and 15 for
+one under its own caption, and higher than under another, and VQAScore should tell cats from a dog.
+Checkpoints of up to 17 GB each are downloaded.
 """
 
 from __future__ import annotations
@@ -18,11 +19,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..rewards import AestheticScore, CLIPScore, HPSv2, ImageReward, PickScore
+from ..rewards import (
+    AestheticScore,
+    CLIPScore,
+    HPSv2,
+    HPSv3,
+    ImageReward,
+    PickScore,
+    VQAScore,
+)
 
 CATS = "http://images.cocodataset.org/val2017/000000039769.jpg"
 OCEANS = "https://raw.githubusercontent.com/THUDM/ImageReward/main/assets/images/{}.webp"
 OCEAN = "a painting of an ocean with clouds and birds, day time, low depth field effect"
+CATS_CAPTION = "two cats sleeping on a pink couch, with two remote controls"
 CAT_AND_DOG = ["a photo of a cat", "a photo of a dog"]
 
 
@@ -90,12 +100,26 @@ def image_reward() -> tuple[Tensor, Tensor, float]:
     return ImageReward()(oceans, [OCEAN] * 4), expected, 0.05
 
 
+def hpsv3() -> tuple[Tensor, Tensor, float]:
+    """Score under its caption, and how much more that is than under another."""
+    own, other = HPSv3(dtype=torch.bfloat16)([picture(CATS)] * 2, [CATS_CAPTION, CAT_AND_DOG[1]])
+    return torch.stack([own, own - other]), torch.tensor([7.5, 7.5]), 7.5
+
+
+def vqa_score() -> tuple[Tensor, Tensor, float]:
+    """Above .5 as cats, and below as a dog."""
+    reward = VQAScore(dtype=torch.bfloat16)
+    return reward([picture(CATS)] * 2, CAT_AND_DOG), torch.tensor([0.75, 0.25]), 0.25
+
+
 CHECKS: dict[str, Callable[[], tuple[Tensor, Tensor, float]]] = {
     "CLIPScore": clip_score,
     "PickScore": pick_score,
     "HPSv2": hpsv2,
     "AestheticScore": aesthetic_score,
     "ImageReward": image_reward,
+    "HPSv3": hpsv3,
+    "VQAScore": vqa_score,
 }
 
 
