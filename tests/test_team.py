@@ -65,7 +65,8 @@ def on(size, works, folder, dead=0, seconds=400):
     Returns:
         For each work by name what it returns, and the seconds that it took, by rank.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # so that what takes seconds is imported once
     results, path = context.Queue(), folder / uuid.uuid4().hex
     processes = [context.Process(target=member, args=(rank, size, path, works, results)) for rank in range(size)]
     for process in processes:
