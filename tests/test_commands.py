@@ -101,7 +101,7 @@ def test_other_files_are_seen_before_anything_is_drawn(tmp_path):
 
 def test_a_function_has_no_checkpoint(tmp_path):
     arguments = ["--reward", "math:sqrt", "--reward-model", "x", "--prompt", "a", "--out", str(tmp_path)]
-    with pytest.raises(SystemExit, match="--reward-model: expected none for math:sqrt"):
+    with pytest.raises(SystemExit, match="expected no checkpoint for math:sqrt, a function, got x"):
         main([*STEER, *arguments])
 
 

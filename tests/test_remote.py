@@ -20,8 +20,10 @@ import torch
 from PIL import Image
 
 import tiny
+from glassflows.commands import serve
+from glassflows.commands.main import main
 from glassflows.commands.serve import app
-from glassflows.rewards import ChatReward, RemoteReward, RemoteRewardError
+from glassflows.rewards import ChatReward, Ranked, RemoteReward, RemoteRewardError
 from toy_rewards import images
 
 QUICK = {"backoff": 0.01, "timeout": 5.0}
@@ -45,13 +47,9 @@ class Scripted(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
             server.asked.append((self.path, dict(self.headers), body))
-            server.now += 1
-            server.most = max(server.most, server.now)
             deed = server.script.pop(0) if server.script else server.good
         with suppress(BrokenPipeError, ConnectionResetError):
             deed(self, body)
-        with server.lock:
-            server.now -= 1
 
     def answer(self, status, body, headers=(), cut=0):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -88,6 +86,10 @@ def dropped(handler, body):
     handler.connection.close()
 
 
+def texts(handler, body):
+    handler.answer(200, {"scores": "123"})
+
+
 def nan(handler, body):
     handler.answer(200, {"scores": [float("nan")] * len(body["images"])})
 
@@ -102,7 +104,7 @@ def serving(*script, good=means):
     """Run a service in a thread; yields it, with its address as `url`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
     server.script, server.good, server.asked = list(script), good, []
-    server.lock, server.now, server.most = threading.Lock(), 0, 0
+    server.lock = threading.Lock()
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -114,7 +116,7 @@ def serving(*script, good=means):
         server.server_close()
 
 
-@pytest.mark.parametrize("deed", [with_status(500), with_status(503), garbage, half, dropped, nan])
+@pytest.mark.parametrize("deed", [with_status(500), with_status(503), garbage, half, dropped, nan, texts])
 def test_a_service_that_fails_at_first(deed):
     with serving(deed, deed) as service:
         scores = RemoteReward(service.url, **QUICK)(images(), ["a"] * 3)
@@ -134,10 +136,12 @@ def test_a_service_that_is_slow():
 
 
 def test_a_service_may_say_when_to_come_again():
-    with serving(with_status(429, ("Retry-After", "0.5"))) as service:
-        start = time.monotonic()
-        RemoteReward(service.url, backoff=0.0)(images(), ["a"] * 3)
-        assert 0.5 <= time.monotonic() - start < 2
+    """But no sooner than without being asked to."""
+    for seconds, backoff in ((0.5, 0.0), (0, 0.7)):
+        with serving(with_status(429, ("Retry-After", str(seconds)))) as service:
+            start = time.monotonic()
+            RemoteReward(service.url, backoff=backoff)(images(), ["a"] * 3)
+            assert 0.5 <= time.monotonic() - start < 3
 
 
 @pytest.mark.parametrize(
@@ -173,9 +177,13 @@ def test_nobody_is_there():
 
 def test_batches_side_by_side():
     """No more at a time than are allowed, of all threads, and in their order."""
+    now, most = [], []
 
     def pausing(handler, body):
+        now.append(body)
+        most.append(len(now))
         time.sleep(0.05)
+        now.remove(body)  # before it is answered, after which the next one comes
         means(handler, body)
 
     given = images(12)
@@ -187,9 +195,26 @@ def test_batches_side_by_side():
         for thread in threads:
             thread.join()
         assert [len(body["images"]) for _, _, body in service.asked] == [2] * 12
-        assert service.most == 3
+        assert max(most) == 3
     for scores in found:
         torch.testing.assert_close(scores, mean(given, None).double(), rtol=0, atol=1e-4)
+
+
+def test_an_end_does_not_wait_for_answers():
+    """Nor does that of the interpreter: what is under way are daemons."""
+
+    def late(handler, body):
+        time.sleep(0.2)
+        with_status(400)(handler, body)
+
+    with serving(late, good=slow) as service:
+        start = time.monotonic()
+        with pytest.raises(RemoteRewardError, match="status 400"):
+            RemoteReward(service.url, batch_size=1, **QUICK)(images(), ["a"] * 3)
+        assert time.monotonic() - start < 0.55
+        under_way = [thread for thread in threading.enumerate() if thread.name == "glassflows request"]
+        assert len(under_way) == 2
+        assert all(thread.daemon for thread in under_way)
 
 
 def test_an_error_does_not_wait_for_the_rest():
@@ -212,6 +237,47 @@ def test_what_is_sent():
     formats = [Image.open(io.BytesIO(base64.b64decode(one["images"][0]))).format for one in (body, other)]
     assert formats == ["PNG", "JPEG"]
     assert (jpeg - mean(images(), None)).abs().max() < 2
+
+
+def test_where_it_is_sent(tmp_path, monkeypatch):
+    """A query follows the path; a redirection is not followed; nothing of ~/.netrc replaces the header."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password other")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with serving() as service:
+        RemoteReward(f"{service.url}/v1/?version=2", headers={"Authorization": "Bearer 1234"})(images(1), ["a"])
+        ((path, headers, _),) = service.asked
+        assert path == "/v1/score?version=2"
+        assert headers["Authorization"] == "Bearer 1234"
+    with serving(good=with_status(307, ("Location", "http://elsewhere/"))) as service:
+        with pytest.raises(RemoteRewardError, match="asked once .* status 307, it is elsewhere: name the address"):
+            RemoteReward(service.url)(images(1), ["a"])
+        with pytest.raises(RemoteRewardError, match="asked once .* no such request can be made") as raised:
+            RemoteReward(service.url, headers={"Authorization": "Bearer s3cret\n"})(images(1), ["a"])
+        assert "s3cret" not in str(raised.value)
+
+
+def test_pictures_and_prompts_are_checked():
+    pictures = [
+        Image.new("RGB", size, colour) for size, colour in (((6, 4), "red"), ((6, 4), "white"), ((3, 3), "blue"))
+    ]
+    with serving() as service:
+        reward = RemoteReward(service.url)
+        assert reward(pictures, "abc"[:0] or ["a", "b", "c"]).tolist() == pytest.approx([100 / 3, 100, 100 / 3])
+        assert [
+            len(body["images"]) for _, _, body in sorted(service.asked, key=lambda one: -len(one[2]["images"]))
+        ] == [2, 1]
+        assert reward(images()).shape == (3,)
+        for given, prompts, message in (
+            (images(), "cat", "prompts: expected one for each image, 3, got 1"),
+            (images(), ["a"] * 6, "prompts: expected one for each image, 3, got 6"),
+            (images() * float("nan"), ["a"] * 3, r"images: expected values in \[0, 1\], got nan"),
+            (2 * images(), ["a"] * 3, r"images: expected values in \[0, 1\]"),
+            (torch.rand(2, 4, 8, 8), ["a"] * 2, r"images: expected shape \(N, 3, H, W\)"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                reward(given, prompts)
 
 
 def test_secrets_are_not_told(flux, tmp_path):
@@ -256,7 +322,7 @@ def test_copies_and_bad_options():
             RemoteReward(**{"url": "http://judge", **options})
     with pytest.raises(ValueError, match="images require a gradient; RemoteReward has none"):
         reward(images().requires_grad_(), ["a"] * 3)
-    with pytest.raises(ValueError, match="there are no pictures of sound"):
+    with pytest.raises(ValueError, match=r"images: expected shape \(N, 3, H, W\), got \(2, 1, 100\)"):
         reward(torch.rand(2, 1, 100), ["a"] * 2)
 
 
@@ -303,9 +369,13 @@ def test_the_server_scores_what_the_reward_scores():
     torch.testing.assert_close(seen[1][0], video, rtol=0, atol=0.6 / 255)
 
 
-def test_the_server_says_what_is_wrong():
+def test_the_server_says_what_is_wrong(monkeypatch):
+    returned = []
+
     def fails(given, prompts):
-        raise RuntimeError("out of memory")
+        if not returned:
+            raise RuntimeError("out of memory")
+        return returned[-1]
 
     picture = base64.b64encode(b"no picture").decode()
     with offering(fails, token="s3cret") as url:
@@ -325,6 +395,33 @@ def test_the_server_says_what_is_wrong():
             assert message in answer.json()["error"]
         answer = requests.post(f"{url}/score", data="{", headers=bearing, timeout=5)
         assert "expected JSON" in answer.json()["error"]
+        reward = RemoteReward(url, headers=bearing, **QUICK)
+        for value, message in (
+            ([1.0, float("nan"), 2.0], "reward returned .*nan.*expected finite scores"),
+            (torch.ones(3, 1), r"reward returned shape \(3, 1\); expected one score per image"),
+            (None, "reward returned None"),
+        ):
+            returned.append(value)
+            with pytest.raises(RemoteRewardError, match=f"asked once .* status 422, .*{message}"):
+                reward(images(), ["a"] * 3)
+        returned.append([16777217.0, 1000000.01, 0.1])
+        assert reward(images(), ["a"] * 3).tolist() == returned[-1]
+        monkeypatch.setattr(serve, "MOST_PIXELS", 100)
+        with pytest.raises(RemoteRewardError, match="expected at most 100 pixels in a request, got 1800: send fewer"):
+            reward(images(), ["a"] * 3)
+
+
+def test_what_is_not_served():
+    for name, message in (
+        ("custom_reward:Tensor", "expected an object, got the class Tensor: write Tensor()"),
+        ("test_remote:RANKED", "expected one that scores an image by itself, got Ranked"),
+        ("math:pi", "expected a function of images and prompts, got float"),
+    ):
+        with pytest.raises(SystemExit, match=message.replace("(", r"\(").replace(")", r"\)")):
+            main(["serve", name])
+
+
+RANKED = Ranked(mean)
 
 
 def started(folder, port):
@@ -381,7 +478,9 @@ def without_logprobs(then):
     """Return a deed: refuse log-probabilities, as some servers do."""
 
     def deed(handler, body):
-        return with_status(400)(handler, body) if "logprobs" in body else then(handler, body)
+        if "logprobs" in body:
+            return handler.answer(400, {"error": "logprobs are not supported"})
+        return then(handler, body)
 
     return deed
 
@@ -404,23 +503,45 @@ def test_chat_by_log_probabilities():
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "score"),
-    [
-        ("Yes.", {}, 1.0),
-        ("**No**, it is a dog", {}, 0.0),
-        ("I would say 7.5/10", {}, 7.5),
-        ("Score: -3", {"numbers": True}, -3.0),
-    ],
+    ("text", "score"), [("Yes.", 1.0), ("**No**, it is a dog", 0.0), ("There are 3 cats, so yes", 1.0)]
 )
-def test_chat_by_words(text, options, score):
-    """Where a server gives no log-probabilities, or refuses them, which is asked once."""
-    for good in (completion(text), without_logprobs(completion(text))):
-        with serving(good=good) as service:
-            reward = ChatReward(service.url, "judge", **QUICK, **options)
+@pytest.mark.parametrize("server", [lambda answer: answer, without_logprobs], ids=["gives none", "refuses them"])
+def test_chat_by_words(text, score, server):
+    """Where a server gives no log-probabilities, or refuses them, which is asked once and said once."""
+    with serving(good=server(completion(text))) as service:
+        reward = ChatReward(service.url, "judge", **QUICK)
+        with pytest.warns(UserWarning, match="gives no log-probabilities: it is asked in words"):
             assert reward(images(1), ["a"]).tolist() == [score]
-            first = len(service.asked)
-            assert reward(images(1), ["a"]).tolist() == [score]
-            assert len(service.asked) - first == 1
+        assert len(service.asked) == 2
+        assert reward(images(1), ["a"]).tolist() == [score]
+        assert len(service.asked) == 3
+
+
+@pytest.mark.parametrize("status", [404, 400])
+def test_chat_goes_on_weighing_after_a_failure(status):
+    answer = completion("Yes", ("Yes", 0.6), ("No", 0.4))
+    with serving(answer, with_status(status), good=answer) as service:
+        reward = ChatReward(service.url, "judge", **QUICK)
+        assert reward(images(1), ["a"]).tolist() == pytest.approx([0.6])
+        with pytest.raises(RemoteRewardError, match=f"status {status}"):
+            reward(images(1), ["a"])
+        assert reward(images(1), ["a"]).tolist() == pytest.approx([0.6])
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("7.5/10", 7.5), ("Score: -3", -3.0), ("I would say 7 out of 10.", 7.0), ("1,000", 1000.0), (".5", 0.5),
+     ("\N{MINUS SIGN}3", -3.0), ("Rating (out of 10): 7", 7.0), ("8 or 9", None), ("none", None), ("9" * 400, None)],
+)  # fmt: skip
+def test_chat_by_numbers(text, number):
+    with serving(good=completion(text)) as service:
+        reward = ChatReward(service.url, "judge", numbers=True, **QUICK)
+        if number is not None:
+            assert reward(images(1), ["a"]).tolist() == [number]
+            return
+        with pytest.raises(RemoteRewardError, match="expected one number, got"):
+            reward(images(1), ["a"])
+        assert len(service.asked) == 1
 
 
 def test_chat_of_videos_and_fields():
@@ -438,15 +559,22 @@ def test_chat_of_videos_and_fields():
 
 
 def test_chat_that_answers_nothing_of_the_kind():
-    for answer, message in (
-        (completion("Well", ("Well", 0.9), ("<think>", 0.1)), "expected Yes or No first, got 'Well', '<think>'"),
-        (completion("Well"), "expected Yes or No, or a number, got 'Well'"),
-        (lambda handler, body: handler.answer(200, {"choices": []}), "an answer that cannot be read"),
+    """Is not asked again, unless the answer is none at all."""
+    for answer, times, message in (
+        (completion("Well", ("Well", 0.9), ("<think>", 0.1)), 1, "expected Yes or No first, got 'Well', '<think>'"),
+        (completion("Well"), 2, "expected Yes or No, got 'Well'"),
+        (completion("yes and no"), 2, "expected Yes or No, got 'yes and no'"),
+        (completion(None), 2, "expected Yes or No, got ''"),
+        (lambda handler, body: handler.answer(200, {"choices": []}), 2, "an answer that cannot be read"),
     ):
-        with serving(good=answer) as service, pytest.raises(RemoteRewardError, match=message):
-            ChatReward(service.url, "judge", retries=1, **QUICK)(images(), ["a"] * 3)
+        with serving(good=answer) as service:
+            with pytest.raises(RemoteRewardError, match=message):
+                ChatReward(service.url, "judge", retries=1, **QUICK)(images(1), ["a"])
+            assert len(service.asked) == times
     with pytest.raises(ValueError, match="prompts: expected texts, which the question repeats, got None"):
         ChatReward("http://judge", "judge")(images(), [None] * 3)
+    with pytest.raises(ValueError, match="answers: expected two words"):
+        ChatReward("http://judge", "judge", answers=("Very good", "Bad"))
 
 
 def test_chat_steers(flux):

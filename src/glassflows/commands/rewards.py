@@ -53,7 +53,7 @@ def reward_of(text: str) -> Any:
 
     def made(model: str | None, device: str) -> Any:
         if model is not None:
-            raise ValueError(f"--reward-model: expected none for {text}, a function")
+            raise ValueError(f"expected no checkpoint for {text}, a function, got {model}")
         return function
 
     return made

@@ -18,10 +18,14 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from ..rewards.remote import unpacked
+from ..rewards.compose import scores_of
+from ..rewards.remote import count_pixels, unpacked
+from ..steering.scorer import check_reward, compares, load_reward
 from .rewards import REWARDS, accelerator, reward_of
 
 _FIELDS = ("images", "prompts")
+MOST_PIXELS = 2**28
+"""Of all pictures of a request, 3 GB as floats."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -45,11 +49,15 @@ def run(args: Namespace) -> None:
     except ImportError as error:
         raise ValueError(f"{error}: pip install glassflows[serve]") from error
     reward = args.reward(args.model, args.device)
-    load = getattr(reward, "load", None)
-    if callable(load):
-        load()
+    check_reward(reward)
+    if compares(reward):
+        raise ValueError(
+            f"REWARD: expected one that scores an image by itself, got {_name(reward)}, which "
+            "compares images: rank where the images are"
+        )
+    load_reward(reward)
     print(f"{_name(reward)} at http://{args.host}:{args.port}", flush=True)
-    token = os.environ.get("GLASSFLOWS_TOKEN")
+    token = os.environ.get("GLASSFLOWS_TOKEN") or None
     uvicorn.run(app(reward, token), host=args.host, port=args.port, log_level="warning")
 
 
@@ -76,12 +84,11 @@ def app(reward: Any, token: str | None = None) -> Any:
 
     def scored(body: Any) -> Any:
         try:
-            images, prompts = asked(body)
-        except ValueError as error:
-            return JSONResponse({"error": str(error)}, 422)
-        try:
             with alone, torch.no_grad():
-                scores = torch.as_tensor(reward(images, prompts)).flatten().double().tolist()
+                images, prompts = asked(body)
+                scores = numbers(reward(images, prompts), len(images))
+        except (ValueError, TypeError) as error:  # it would be no better the next time
+            return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 422)
         except Exception as error:  # whatever a reward may raise
             return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
         return JSONResponse({"scores": scores})
@@ -110,6 +117,12 @@ def asked(body: Any) -> tuple[Tensor, list[Any]]:
     """
     if not isinstance(body, dict) or not all(isinstance(body.get(name), list) for name in _FIELDS):
         raise ValueError('expected {"images": [picture, …], "prompts": [text, …]}')
+    pixels = count_pixels(body["images"])
+    if pixels > MOST_PIXELS:
+        raise ValueError(
+            f"images: expected at most {MOST_PIXELS} pixels in a request, got {pixels}: send fewer "
+            "at a time, RemoteReward(…, batch_size=1)"
+        )
     pictures, prompts = unpacked(body["images"]), body["prompts"]
     if not pictures or len(pictures) != len(prompts):
         raise ValueError(
@@ -125,6 +138,23 @@ def asked(body: Any) -> tuple[Tensor, list[Any]]:
     if isinstance(pictures[0], list):
         images = images.unflatten(0, (len(films), -1))
     return images, prompts
+
+
+def numbers(returned: Any, number: int) -> list[float]:
+    """Return what a reward returned as Python's numbers.
+
+    Raises:
+        ValueError: unless it is one finite score for each image.
+    """
+    scores = scores_of(returned, "reward").detach().cpu().double()
+    if scores.shape != (number,):
+        raise ValueError(
+            f"reward returned shape {tuple(scores.shape)}; expected one score per image, shape "
+            f"({number},)"
+        )
+    if not scores.isfinite().all():
+        raise ValueError(f"reward returned {scores.tolist()}; expected finite scores")
+    return scores.tolist()
 
 
 def _name(reward: Any) -> str:

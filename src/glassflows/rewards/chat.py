@@ -8,26 +8,29 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from .adapters import as_reward
+from ..caller import warn
 from .http import RemoteRewardError, Service
-from .remote import Format, packed, without_gradient
+from .images import Images
+from .remote import Format, as_pictures, listed, packed
 from .vlm import QUESTION
 
-_REFUSED = (400, 404, 422, 501)  # statuses by which servers refuse log-probabilities
+_REFUSED = (400, 403, 422, 501)  # statuses by which servers refuse log-probabilities
+_NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)")
+_SCALE = re.compile(r"(?:/|out of|von|sur)\s*\d+")  # of "7/10", which is 7
 
 
 class ChatReward:
     """What a model answers to a question about each image, on a server of OpenAI's chat API.
 
     Where the server gives log-probabilities the score is P(yes) / (P(yes) + P(no)) of the first
-    token, whatever case and spaces it is written in. Where it does not, the answer is read: "yes"
-    is 1, "no" is 0, and else its first number counts as it is. So a question may as well ask for a
-    number (`numbers=True`): the log-probabilities are then not asked for.
+    token, whatever case and spaces it is written in. Where it does not, it is asked in words from
+    then on, with one warning: "yes" is 1, and "no" is 0. A question may as well ask for a number
+    (`numbers=True`), which counts as it is; the log-probabilities are then not asked for.
 
     Images go as PNG, one message each, and the frames of a video as several images of a message.
     There is no gradient. Prompts are text to the server; what its chat template makes of control
@@ -38,7 +41,7 @@ class ChatReward:
         model: Name of the model on the server.
         question: Question about each image; {prompt} stands for the prompt.
         numbers: Whether the answer is a number.
-        answers: The answer that counts 1 and the one that counts 0.
+        answers: The answer that counts 1 and the one that counts 0, of one word each.
         format: "png" or "jpeg".
         concurrency: Requests under way at a time, of all threads.
         timeout: Seconds to wait for a connection, and for each piece of an answer.
@@ -69,7 +72,7 @@ class ChatReward:
         format: Format = "png",
         concurrency: int = 8,
         timeout: float = 60.0,
-        retries: int = 6,
+        retries: int = 7,
         backoff: float = 0.5,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -86,6 +89,10 @@ class ChatReward:
             headers={**key, **(headers or {})},
             owner=type(self).__name__,
         )
+        if len(answers) != 2 or not all(re.fullmatch(r"\w+", one) for one in answers):
+            raise ValueError(
+                f"answers: expected two words, got {answers!r}: their first token counts"
+            )
         self.model = model
         self.question = question
         self.numbers = numbers
@@ -98,38 +105,67 @@ class ChatReward:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.service.shown!r}, {self.model!r})"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str | None]) -> Tensor:
-        """Return the scores of images (N, 3, H, W) or videos (N, F, 3, H, W), shape (N,), float64.
+    def __call__(
+        self, images: Images | Tensor, prompts: Sequence[Any] | str | None = None
+    ) -> Tensor:
+        """Return the scores of images or videos, shape (N,), float64 on the CPU.
+
+        Args:
+            images: Float tensor (N, 3, H, W) or (N, frames, 3, H, W) in [0, 1], or PIL images.
+            prompts: One for each; None where the question does not have them.
 
         Raises:
-            ValueError: if images require a gradient, or a prompt is none where the question has it.
+            ValueError: if images require a gradient, or images or prompts are not as above.
             RemoteRewardError: if the server does not answer well.
         """
-        if "{prompt}" in self.question and not all(isinstance(one, str) for one in prompts):
+        pictures = as_pictures(images, self)
+        texts = listed(prompts, len(pictures))
+        self.check_prompts(texts)
+        scores = self._asked(pictures, texts)
+        return torch.tensor(scores, dtype=torch.float64, device="cpu")
+
+    def check_prompts(self, prompts: Sequence[Any]) -> None:
+        """Check prompts before images are drawn of them.
+
+        Raises:
+            ValueError: if one of them is none, and the question has it.
+        """
+        if "{prompt}" in self.question and any(one is None for one in prompts):
             raise ValueError(
                 "prompts: expected texts, which the question repeats, got None: pass prompts, or a "
                 "question without {prompt}"
             )
-        scored = as_reward(self._scores)(without_gradient(images, self), list(prompts))
-        return torch.tensor(scored, dtype=torch.float64, device="cpu")
-
-    def _scores(self, pictures: Sequence[Any], prompts: Sequence[Any]) -> list[float]:
-        try:
-            return self._asked(pictures, prompts)
-        except RemoteRewardError as error:
-            if not self._weighs or error.status not in _REFUSED:
-                raise
-        self._weighs = False
-        return self._asked(pictures, prompts)
 
     def _asked(self, pictures: Sequence[Any], prompts: Sequence[Any]) -> list[float]:
+        if self._weighs:
+            try:
+                scores = self._answers(pictures, prompts, weighs=True)
+            except RemoteRewardError as error:
+                if error.status not in _REFUSED or "logprob" not in str(error).lower():
+                    raise
+            else:
+                if None not in scores:
+                    return scores
+        scores = self._answers(pictures, prompts, weighs=False)
+        if self._weighs:
+            self._weighs = False
+            warn(
+                f"{self!r} gives no log-probabilities: it is asked in words, and scores are 0 or 1"
+            )
+        return scores
+
+    def _answers(
+        self, pictures: Sequence[Any], prompts: Sequence[Any], *, weighs: bool
+    ) -> list[Any]:
+        """Return the scores of pictures, None where there are no log-probabilities to weigh."""
         bodies = [
-            self._request(picture if isinstance(picture, list) else [picture], prompt)
+            self._request(picture if isinstance(picture, list) else [picture], prompt, weighs)
             for picture, prompt in zip(pictures, prompts, strict=True)
         ]
-        return self.service.every(bodies, self._read, "/chat/completions")
+        read = self._weighed if weighs else self._worded
+        return self.service.every(bodies, read, "/chat/completions")
 
-    def _request(self, frames: list[Any], prompt: Any) -> dict[str, Any]:
+    def _request(self, frames: list[Any], prompt: Any, weighs: bool) -> dict[str, Any]:
         """Return the body of a request about an image, or the frames of a video."""
         kind = f"data:image/{self.format};base64,"
         content: list[dict[str, Any]] = [
@@ -143,39 +179,51 @@ class ChatReward:
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
-            **(weighing if self._weighs else {"max_tokens": 16}),
+            **(weighing if weighs else {"max_tokens": 16}),
             **self.body,
         }
         return {name: value for name, value in request.items() if value is not None}
 
-    def _read(self, answer: Any) -> float:
-        """Return the score of an answer.
+    def _weighed(self, answer: Any) -> float | None:
+        """Return P(yes) / (P(yes) + P(no)) of the first token; None if it is not told.
 
         Raises:
-            ValueError, LookupError, TypeError: if it has none.
+            RemoteRewardError: if it is neither.
         """
-        choice = answer["choices"][0]
-        weights = (choice.get("logprobs") or {}).get("content")
-        if self._weighs and weights:
-            return self._weighed(weights[0]["top_logprobs"])
-        text = choice["message"]["content"]
-        first = re.sub(r"\W", " ", text).split()[:1]
-        yes, no = (one.lower() for one in self.answers)
-        if not self.numbers and first and first[0].lower() in (yes, no):
-            return float(first[0].lower() == yes)
-        number = re.search(r"-?\d+(?:\.\d+)?", text)
-        if number is None:
-            raise ValueError(f"expected {' or '.join(self.answers)}, or a number, got {text!r}")
-        return float(number[0])
-
-    def _weighed(self, tokens: Sequence[Mapping[str, Any]]) -> float:
-        """Return P(yes) / (P(yes) + P(no)) of the likeliest first tokens."""
+        content = (answer["choices"][0].get("logprobs") or {}).get("content")
+        tokens = content[0].get("top_logprobs") if content else None
+        if not tokens:
+            return None
         chances = [0.0, 0.0]
         for token in tokens:
-            for i, answer in enumerate(self.answers):
-                if token["token"].strip().lower() == answer.lower():
+            for i, word in enumerate(self.answers):
+                if token["token"].strip().lower() == word.lower():
                     chances[i] += math.exp(token["logprob"])
         if not sum(chances) > 0:
-            seen = ", ".join(repr(token["token"]) for token in tokens[:5])
-            raise ValueError(f"expected {' or '.join(self.answers)} first, got {seen}")
+            self._fail(" first", ", ".join(repr(token["token"]) for token in tokens[:5]))
         return chances[0] / sum(chances)
+
+    def _worded(self, answer: Any) -> float:
+        """Return the score of an answer in words.
+
+        Raises:
+            RemoteRewardError: if it has none.
+        """
+        text = str(answer["choices"][0]["message"]["content"] or "")
+        if self.numbers:
+            plain = _SCALE.sub(" ", text.replace("\N{MINUS SIGN}", "-").replace(",", ""))
+            numbers = set(_NUMBER.findall(plain))
+            if len(numbers) != 1 or not math.isfinite(number := float(numbers.pop())):
+                self._fail("", repr(text))
+            return number
+        words = re.findall(r"\w+", text.lower())
+        said = [word.lower() in words for word in self.answers]
+        if sum(said) != 1:
+            self._fail("", repr(text))
+        return float(said[0])
+
+    def _fail(self, where: str, got: str) -> NoReturn:
+        wanted = "one number" if self.numbers else " or ".join(self.answers)
+        raise RemoteRewardError(
+            f"{self!r}: expected {wanted}{where}, got {got:.200}: ask for it in the question"
+        )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -69,9 +69,9 @@ class Service:
     """An address that is asked by JSON and answers by JSON.
 
     An attempt fails if there is no connection, no answer in time, half an answer, one that cannot
-    be read, or a status 408, 409, 425, 429 or 5xx. After a failure the next attempt waits
-    `backoff` · 2^i seconds and up to a quarter less, or as long as the service asks for by
-    Retry-After, but at most a minute. Any other status ends it.
+    be read, or a status 408, 409, 425, 429, 500, 502, 503 or 504. After a failure the next attempt
+    waits `backoff` · 2^i seconds and up to a quarter less, or longer if the service asks for it by
+    Retry-After, but at most a minute. Any other status ends it, that of a redirection included.
 
     Args:
         url: Its address.
@@ -121,6 +121,11 @@ class Service:
         parts = urlsplit(self.url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
+    def _address(self, path: str) -> str:
+        """Return the address with a path appended, before its query."""
+        parts = urlsplit(self.url)
+        return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path, fragment=""))
+
     def every(self, bodies: Sequence[Any], read: Callable[[Any], Any], path: str = "") -> list[Any]:
         """Return what is read from the answers to some requests, in their order.
 
@@ -132,14 +137,35 @@ class Service:
         Raises:
             RemoteRewardError: if one of them is not answered well.
         """
-        stop = threading.Event()
-        pool = ThreadPoolExecutor(min(self._slots.number, max(1, len(bodies))))
+        stop, found = threading.Event(), queue.SimpleQueue[tuple[int, Any, BaseException | None]]()
+        waiting = queue.SimpleQueue[int]()
+        for i in range(len(bodies)):
+            waiting.put(i)
+
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    i = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    found.put((i, self._persist(path, bodies[i], read, stop), None))
+                except BaseException as error:
+                    found.put((i, None, error))
+
+        # daemons, for which an interpreter that is told to end does not wait
+        for _ in range(min(self._slots.number, len(bodies))):
+            threading.Thread(target=work, name="glassflows request", daemon=True).start()
+        answers: dict[int, Any] = {}
         try:
-            asked = [pool.submit(self._persist, path, body, read, stop) for body in bodies]
-            return [one.result() for one in asked]
+            while len(answers) < len(bodies):
+                i, answer, error = found.get()
+                if error is not None:
+                    raise error
+                answers[i] = answer
         finally:  # an error, or Ctrl-C, does not wait for the rest
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+        return [answers[i] for i in range(len(bodies))]
 
     def get(self, read: Callable[[Any], Any], path: str = "") -> Any:
         """Return what is read from the answer to a request that posts nothing.
@@ -161,7 +187,7 @@ class Service:
             except _Bad as bad:
                 last = bad
             wait = self.backoff * 2**attempts * (1 - random.SystemRandom().random() / 4)
-            wait = min(_LONGEST, wait if last.wait is None else last.wait)
+            wait = min(_LONGEST, max(wait, last.wait or 0.0))
             attempts += 1
             if last.final or attempts > self.retries or stop.wait(wait):
                 break
@@ -178,10 +204,12 @@ class Service:
         try:
             return requests.request(
                 "GET" if body is None else "POST",
-                self.url + path,
+                self._address(path),
                 json=body,
                 headers=self.headers,
                 timeout=self.timeout,
+                auth=lambda request: request,  # none of ~/.netrc, which would replace the header
+                allow_redirects=False,  # which would send the headers elsewhere
             )
         except requests.Timeout:
             raise _Bad(f"no answer within {self.timeout:g} s") from None
@@ -189,8 +217,10 @@ class Service:
             raise _Bad("the answer broke off") from None
         except requests.ConnectionError:
             raise _Bad("no connection, or it broke off") from None
-        except requests.RequestException as error:
-            raise _Bad(type(error).__name__) from None
+        except (requests.RequestException, ValueError) as error:  # of the address or a header
+            raise _Bad(
+                f"no such request can be made ({type(error).__name__})", final=True
+            ) from None
 
 
 def _read(answer: Any, read: Callable[[Any], Any]) -> Any:
@@ -200,6 +230,10 @@ def _read(answer: Any, read: Callable[[Any], Any]) -> Any:
         _Bad: if it is none.
     """
     status, text = answer.status_code, answer.text[:200]
+    if answer.is_redirect:
+        raise _Bad(
+            f"status {status}, it is elsewhere: name the address that it redirects to", final=True
+        )
     if status != 200:
         wait = _seconds(answer.headers.get("Retry-After"))
         raise _Bad(f"status {status}, {text!r}", wait, status, final=status not in _AGAIN)

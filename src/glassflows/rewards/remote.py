@@ -12,7 +12,7 @@ import base64
 import binascii
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,6 +22,7 @@ from typing_extensions import Self
 
 from .adapters import as_reward
 from .http import Service
+from .images import Images, as_tensors
 
 Format = Literal["png", "jpeg"]
 
@@ -39,17 +40,17 @@ class RemoteReward:
         concurrency: Requests under way at a time, of all threads.
         timeout: Seconds to wait for a connection, and for each piece of an answer.
         retries: Attempts after one that failed: no connection, no answer in time, half an answer,
-            garbage, or a status that says busy or broken (408, 409, 425, 429, 5xx).
-        backoff: Seconds before the second attempt; each further one waits twice as long, or as the
-            server asks for by Retry-After, but a minute at most. The defaults outlast a restart of
-            half a minute.
+            garbage, or a status that says busy or broken (408, 409, 425, 429, 500, 502, 503, 504).
+        backoff: Seconds before the second attempt; each further one waits twice as long, or longer
+            if the server asks for it by Retry-After, but a minute at most. The defaults outlast a
+            restart of half a minute.
         headers: Sent with each request, such as {"Authorization": "Bearer …"}; shown nowhere.
         reward_scale: λ_r of a steerer that is given none; None for what the server says when the
             reward is loaded, as a steerer does.
 
     Raises:
-        ValueError: if an option is out of range; at a call, if images require a gradient, or are
-            sound.
+        ValueError: if an option is out of range; at a call, if images require a gradient, are not
+            as for other rewards, or there is not one prompt for each.
         RemoteRewardError: at a call, if the server does not answer well, as often as it is asked.
 
     Example:
@@ -66,7 +67,7 @@ class RemoteReward:
         batch_size: int = 8,
         concurrency: int = 4,
         timeout: float = 60.0,
-        retries: int = 6,
+        retries: int = 7,
         backoff: float = 0.5,
         headers: Mapping[str, str] | None = None,
         reward_scale: float | None = None,
@@ -103,32 +104,36 @@ class RemoteReward:
             self._asks_for_scale = False
         return self
 
-    def __call__(self, images: Tensor, prompts: Sequence[Any]) -> Tensor:
-        """Return the scores of images (N, 3, H, W) or videos (N, F, 3, H, W), shape (N,), float64.
+    def __call__(
+        self, images: Images | Tensor, prompts: Sequence[Any] | str | None = None
+    ) -> Tensor:
+        """Return the scores of images or videos, shape (N,), float64 on the CPU.
+
+        Args:
+            images: Float tensor (N, 3, H, W) or (N, frames, 3, H, W) in [0, 1], or PIL images.
+            prompts: One for each; None for a reward that needs none.
 
         Raises:
-            ValueError: if images require a gradient, or are sound.
+            ValueError: if images require a gradient, or images or prompts are not as above.
             RemoteRewardError: if the server does not answer well.
         """
-        return as_reward(self._scores)(without_gradient(images, self), list(prompts))
-
-    def _scores(self, pictures: Sequence[Any], prompts: Sequence[Any]) -> Tensor:
-        parts = [slice(i, i + self.batch_size) for i in range(0, len(pictures), self.batch_size)]
+        pictures = as_pictures(images, self)
+        texts = listed(prompts, len(pictures))
         bodies = [
             {
-                "images": [packed(one, self.format) for one in pictures[part]],
-                "prompts": [None if one is None else str(one) for one in prompts[part]],
+                "images": [packed(picture, self.format) for picture in pictures[part]],
+                "prompts": texts[part],
             }
-            for part in parts
+            for part in _alike(pictures, self.batch_size)
         ]
         scores: list[float] = []
-        numbers = [len(body["images"]) for body in bodies]
-        for number, answer in zip(
-            numbers, self.service.every(bodies, _checked, "/score"), strict=True
+        for body, answer in zip(
+            bodies, self.service.every(bodies, _checked, "/score"), strict=True
         ):
-            if len(answer) != number:
+            if len(answer) != len(body["images"]):
                 raise ValueError(
-                    f"{self!r} answered {len(answer)} scores of {number} images: expected one each"
+                    f"{self!r} answered {len(answer)} scores of {len(body['images'])} images: "
+                    "expected one each"
                 )
             scores += answer
         return torch.tensor(scores, dtype=torch.float64, device="cpu")
@@ -140,28 +145,56 @@ def _checked(answer: Any) -> list[float]:
     Raises:
         ValueError, LookupError, TypeError: if there are none.
     """
-    scores = [float(one) for one in answer["scores"]]
+    scores = answer["scores"]
+    if not isinstance(scores, list) or not all(type(one) in (int, float) for one in scores):
+        raise ValueError("expected a list of numbers as scores")
     if not all(math.isfinite(one) for one in scores):
         raise ValueError("expected finite scores")
-    return scores
+    return [float(one) for one in scores]
 
 
-def without_gradient(images: Any, reward: Any) -> Tensor:
-    """Return images that are a tensor without gradient.
+def as_pictures(images: Images | Tensor, reward: Any) -> list[Any]:
+    """Return images as PIL images, and videos as lists of them.
 
     Raises:
-        ValueError: if they are not.
+        ValueError: if they are no images or videos in [0, 1], or require a gradient.
     """
     if not isinstance(images, Tensor):
-        raise ValueError(
-            f"images: expected a tensor (N, 3, H, W), got {type(images).__name__}: make one of "
-            "pictures, torchvision's or diffusers' VaeImageProcessor does"
-        )
+        return [picture for some in as_tensors(images) for picture in as_pictures(some, reward)]
     if images.requires_grad:
         raise ValueError(
             f"images require a gradient; {type(reward).__name__} has none: detach them"
         )
-    return images
+    films = images if images.ndim == 5 else images[:, None]
+    if films.ndim != 5:
+        films = as_tensors(images)[0]  # which says what is wrong
+    as_tensors(films.flatten(0, 1))
+    found: list[Any] = []
+    as_reward(lambda pictures, _: found.extend(pictures))(images.clamp(0, 1), [])
+    return found
+
+
+def listed(prompts: Sequence[Any] | str | None, number: int) -> list[str | None]:
+    """Return the prompt of each image, None where there is none.
+
+    Raises:
+        ValueError: if there is not one for each.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts or [None] * number)
+    if len(texts) != number:
+        raise ValueError(f"prompts: expected one for each image, {number}, got {len(texts)}")
+    return [None if text is None else str(text) for text in texts]
+
+
+def _alike(pictures: Sequence[Any], most: int) -> list[slice]:
+    """Return how pictures are split into parts of at most so many, each of one size."""
+    sizes = [(len(one), one[0].size) if isinstance(one, list) else one.size for one in pictures]
+    parts, first = [], 0
+    for i in range(1, len(pictures) + 1):
+        if i == len(pictures) or i - first == most or sizes[i] != sizes[first]:
+            parts.append(slice(first, i))
+            first = i
+    return parts
 
 
 def packed(picture: Any, format: Format) -> Any:
@@ -173,17 +206,37 @@ def packed(picture: Any, format: Format) -> Any:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def unpacked(text: Any) -> Any:
-    """Return what was packed, images of mode RGB.
+def unpacked(pictures: list[Any]) -> list[Any]:
+    """Return what was packed, images of mode RGB, and lists of them of videos.
 
     Raises:
-        ValueError: if it is no picture.
+        ValueError: if some of them are no pictures.
     """
-    if isinstance(text, list):
-        return [unpacked(frame) for frame in text]
+    return [
+        [_opened(frame, lambda file: file.convert("RGB")) for frame in one]
+        if isinstance(one, list)
+        else _opened(one, lambda file: file.convert("RGB"))
+        for one in pictures
+    ]
+
+
+def count_pixels(pictures: list[Any]) -> int:
+    """Return how many pixels packed pictures have, of which nothing but sizes is read.
+
+    Raises:
+        ValueError: if some of them are no pictures.
+    """
+    films = [one if isinstance(one, list) else [one] for one in pictures]
+    return sum(
+        _opened(one, lambda file: file.width * file.height) for film in films for one in film
+    )
+
+
+def _opened(text: Any, read: Callable[[Image.Image], Any]) -> Any:
+    """Return what is read of a packed picture."""
     try:
         content = base64.b64decode(text, validate=True)
         with Image.open(io.BytesIO(content), formats=["PNG", "JPEG"]) as file:
-            return file.convert("RGB")
+            return read(file)
     except (binascii.Error, TypeError, OSError, Image.DecompressionBombError) as error:
         raise ValueError("images: expected PNG or JPEG in base64") from error
