@@ -1,11 +1,12 @@
 """Rewards made of rewards."""
 
+import numpy as np
 import pytest
 import torch
 
 import tiny
 from glassflows import FeynmanKacSteerer, SteeringResult
-from glassflows.rewards import Minimum, Negate, PickScore, Product, Ranked, Standardize, Sum
+from glassflows.rewards import Frames, Minimum, Negate, OCRScore, PickScore, Product, Ranked, Standardize, Sum
 from scenes import CALL, load_pipeline
 from toy_rewards import PROMPTS, images
 
@@ -104,6 +105,67 @@ def test_what_compares_images_stands_alone(flux):
         Sum(red, Ranked(blue))
     with pytest.raises(ValueError, match="^twist: expected a reward with a gradient, got Ranked"):
         flux.steer(reward=Ranked(red, blue), twist=1.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*reward_scale=:UserWarning")
+def test_scales_that_are_known_when_it_is_loaded(flux):
+    """As those of a server are."""
+
+    class Late:
+        reward_scale = 1.0
+
+        def load(self):
+            self.reward_scale = 25.0
+
+        def __call__(self, images, prompts):
+            return red(images, prompts)
+
+    for reward, scale in (
+        (Negate(Late()), 25.0), (Standardize(Late(), mean=0, std=2), 50.0), (Frames(Late()), 25.0), (Sum(Late()), 1.0),
+        (Ranked(Late(), red), 4.0),
+    ):  # fmt: skip
+        assert flux.steer(reward=reward, reward_scale=None, ess_threshold=0.0).reward_scale.tolist() == [scale]
+    reward = Negate(Late())
+    reward.reward_scale = 3.0
+    assert reward.load().reward_scale == 3
+
+
+def test_a_call_of_one_s_own_counts(flux):
+    class Twice(Sum):
+        def __call__(self, images, prompts=None):
+            return 2 * super().__call__(images, prompts)
+
+    out = flux.steer(reward=Twice(red, blue), reward_scale=300.0)
+    np.testing.assert_allclose(out.image_rewards, 2 * (out.images[..., 0] + out.images[..., 2]).mean((1, 2)), atol=1e-5)
+    assert out.parts == {}
+
+
+def test_bad_scores_of_parts(flux):
+    """Ranks would hide them."""
+
+    def holes(images, prompts):
+        scores = red(images, prompts)
+        scores[1] = float("nan")
+        return scores
+
+    for compose in (Ranked, Minimum, Sum):
+        with pytest.raises(ValueError, match="(holes|reward) returned .*nan.*expected finite scores"):
+            flux.steer(reward=compose(red, holes))
+    with pytest.raises(ValueError, match="holes returned .*expected finite scores, which have ranks"):
+        Ranked(red, holes)(images())
+    for prompts in ("a rose", ["a", "a"]):
+        with pytest.raises(ValueError, match="prompts: expected one for each image, 3, got"):
+            Ranked(red)(images(), prompts)
+
+
+def test_prompts_are_checked_before_anything_is_drawn(flux):
+    calls = []
+    flux.network.register_forward_pre_hook(lambda *args: calls.append(1))
+    for reward in (OCRScore("nowhere"), Sum(red, Negate(OCRScore("nowhere")))):
+        reward.load = lambda: None
+        with pytest.raises(ValueError, match="prompts: expected the text that is to be read, in quotes, got 'a sign'"):
+            flux.steer("a sign", reward=reward)
+    assert calls == []
 
 
 def test_bad_compositions():

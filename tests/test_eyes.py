@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import AutoencoderTiny
 
 pytest.importorskip("diffusers", minversion="0.42")  # older ones build other pipelines
@@ -132,9 +133,25 @@ def test_the_best_seen_is_judged_by_its_own_image(sd):
 
 def test_a_decoder_of_another_dtype(sd):
     sd.pipe.to(torch.bfloat16)
-    out = sd.steer(preview_vae=for_toy(sd), twist=1.0, reward_scale=1.0)
+    vae = for_toy(sd)
+    out = sd.steer(preview_vae=vae, twist=1.0, reward_scale=1.0)
     assert out.rewards.isfinite().all()
-    assert for_toy(sd).dtype == torch.float32
+    assert vae.dtype == torch.float32
+
+
+def test_an_offloaded_decoder(sd):
+    plain = sd.steer(preview_vae=for_toy(sd), previews=True)
+    vae = for_toy(sd)
+    cpu_offload(vae, torch.device("cpu"))
+    assert torch.equal(sd.steer(preview_vae=vae, previews=True).previews, plain.previews)
+
+
+def test_a_calibration_belongs_to_its_eyes(sd):
+    steer = sd.steerer(preview_size=6, reward=level)
+    steer.calibrate(**sd.arguments(["a", "b", "c", "d"]))
+    steer.preview_size = None
+    with pytest.raises(ValueError, match="calibration: expected preview_vae=None and preview_size=6, as it was made"):
+        steer(**sd.arguments("a cat"))
 
 
 def test_what_it_cannot_see(flux):

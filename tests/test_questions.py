@@ -199,7 +199,7 @@ def test_bad_questions(folders):
     name = folders["VLMReward"]
     with pytest.raises(ValueError, match="aggregate: expected one of"):
         QuestionScore(name, questions=["a?"], aggregate="sum")
-    with pytest.raises(ValueError, match="questions: expected at least one of 'a dog', got none"):
+    with pytest.raises(ValueError, match="questions: expected a list of texts, .* for the prompt 'a dog', got \\[\\]"):
         QuestionScore(name, questions=QUESTIONS)(images(1), ["a dog"])
     with pytest.raises(ValueError, match="prompts: <image> stands for an image"):
         QuestionScore(name, questions=lambda prompt: [prompt])(images(1), ["an <image>"])

@@ -34,10 +34,11 @@ def test_hpsv3_steers_the_scenes(twist, tmp_path):
 
 
 def test_ocr_steers_the_scenes(tmp_path):
-    reward = OCRScore(ocr_checkpoints.trocr(tmp_path), text=lambda prompt: "circle", max_tokens=4)
+    reward = OCRScore(ocr_checkpoints.trocr(tmp_path), text=lambda prompt: "TTAT", max_tokens=4)
     steerer = FeynmanKacSteerer(load_pipeline(), reward, 2, num_transitions=2, reward_scale=1.0, potential="max")
     out = steerer("a red circle", num_inference_steps=4, generator=tiny.seeded(), output_type="pt", **CALL)
     torch.testing.assert_close(reward(out.images, ["a red circle"] * 2).double(), out.image_rewards)
+    assert (out.rewards > 0).all()
 
 
 def test_clap_steers_sound(tmp_path):

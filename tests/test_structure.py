@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "glassflows"
 STANDS_ON = {  # storey: what it may import
     "flow": {"signatures"},
     "smc": set(),
-    "rewards": {"caller"},
+    "rewards": {"caller", "signatures"},
     "scheduler": {"flow", "signatures"},
     "host": {"scheduler"},
     "steering": {"host", "scheduler", "smc", "flow", "caller", "signatures"},

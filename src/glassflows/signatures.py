@@ -33,6 +33,15 @@ def passing_on(
     return Signature([*shown.values(), *rest])
 
 
+def takes_nothing(function: Callable[..., Any]) -> bool:
+    """Return whether a function can be called without arguments."""
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def described(options: Any) -> str:
     """Return the look of a dataclass, with the options that are not as usual."""
     told = [

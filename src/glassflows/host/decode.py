@@ -368,7 +368,7 @@ def _denormalise_and_decode(call: PipelineCall, latents: Tensor, **override: Any
     """
     vae = call.vae
     if call.preview_vae is not None:
-        latents = latents.to(vae.device)
+        latents = latents.to(_device_of(vae))
         _check_channels(call, latents)
     with upcast_where_it_overflows(vae):
         latents = _denormalised(latents.to(vae.dtype), {**vae.config, **override})
@@ -379,6 +379,14 @@ def _denormalise_and_decode(call: PipelineCall, latents: Tensor, **override: Any
 
 
 _OF_IMAGES = ("AutoencoderTiny", "AutoencoderKL")  # which may see videos frame by frame
+
+
+def _device_of(vae: Any) -> torch.device:
+    """Return where an autoencoder computes, which accelerate's hooks know if it is offloaded."""
+    hooks = (getattr(one, "_hf_hook", None) for one in getattr(vae, "modules", list)())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    known = next((device for device in devices if device is not None), None)
+    return torch.device(vae.device if known is None else known)
 
 
 def _check_channels(call: PipelineCall, latents: Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from ..signatures import takes_nothing
 from .images import Images
 from .model import device_for
 
@@ -28,6 +29,7 @@ class _Composed(ABC):
     """
 
     in_groups = False
+    _reward_scale: float | None = None
 
     def __init__(self, *rewards: Reward, weights: Sequence[float] | None = None) -> None:
         self.weights = (
@@ -57,6 +59,24 @@ class _Composed(ABC):
         weights = [f"weights={self.weights}"] * weighed
         return f"{type(self).__name__}({', '.join([*self.rewards, *weights])})"
 
+    @property
+    def reward_scale(self) -> float:
+        """λ_r of a steerer that is given none."""
+        return self._usual_scale() if self._reward_scale is None else self._reward_scale
+
+    @reward_scale.setter
+    def reward_scale(self, scale: float) -> None:
+        self._reward_scale = scale
+
+    def _usual_scale(self) -> float:
+        """Return λ_r by the rewards, whose own may be known only when they have been loaded."""
+        return 1.0
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether the scores are those that `joined` makes of `parts`."""
+        return type(self).__call__ in (_Composed.__call__, Ranked.__call__)
+
     def load(self) -> Self:
         """Read the models of the rewards, unless they have been read; return the reward itself.
 
@@ -64,10 +84,17 @@ class _Composed(ABC):
             OSError: if the files of a model are not found, or do not hold such a model.
         """
         for reward in self.rewards.values():
-            read = getattr(reward, "load", None)
-            if callable(read):
-                read()
+            load_reward(reward)
         return self
+
+    def check_prompts(self, prompts: Sequence[Any]) -> None:
+        """Check prompts before images are drawn of them, as far as the rewards can.
+
+        Raises:
+            ValueError: if one of the rewards can make nothing of one of them.
+        """
+        for reward in self.rewards.values():
+            check_prompts(reward, prompts)
 
     def parts(
         self, images: Images, prompts: Sequence[str | None] | None = None
@@ -77,7 +104,7 @@ class _Composed(ABC):
         What a reward returns in a tensor of floats keeps its dtype; all else becomes float64.
         """
         return {
-            name: _floats(reward(images, prompts), name) for name, reward in self.rewards.items()
+            name: scores_of(reward(images, prompts), name) for name, reward in self.rewards.items()
         }
 
     def __call__(self, images: Images, prompts: Sequence[str | None] | None = None) -> Tensor:
@@ -105,6 +132,20 @@ class _Composed(ABC):
         """Join the scores of the rewards, shape (N,) each, to one score per image."""
 
 
+def load_reward(reward: Any) -> None:
+    """Have a reward read its model, if it has a method for that."""
+    load = getattr(reward, "load", None)
+    if callable(load) and takes_nothing(load):  # else it loads something else
+        load()
+
+
+def check_prompts(reward: Any, prompts: Sequence[Any]) -> None:
+    """Have a reward check prompts before images are drawn of them, if it has a method for that."""
+    check = getattr(reward, "check_prompts", None)
+    if callable(check):
+        check(prompts)
+
+
 def _name(reward: Reward) -> str:
     """Return what a reward is called among the parts; one of a single reward names that."""
     name = getattr(reward, "__name__", type(reward).__name__)
@@ -113,7 +154,7 @@ def _name(reward: Reward) -> str:
     return name
 
 
-def _floats(returned: Any, name: str) -> Tensor:
+def scores_of(returned: Any, name: str) -> Tensor:
     """Return what a reward returned as a tensor of floats.
 
     Numbers of Python and integers become float64, so that none is rounded, and none is turned by
@@ -131,10 +172,16 @@ def _floats(returned: Any, name: str) -> Tensor:
     return returned.to(device_for(torch.float64, returned.device)).double()
 
 
+def _scale_of(reward: Reward) -> float:
+    """Return λ_r of a reward, 1 of a function."""
+    scale = getattr(reward, "reward_scale", None)
+    return 1.0 if scale is None else float(scale)
+
+
 class Sum(_Composed):
     """Σ w_i r_i.
 
-    The sum has no `reward_scale` and counts as 1, like any function. Pass the steerer a scale, or
+    The `reward_scale` of the sum is 1, like that of any function. Pass the steerer a scale, or
     standardise the rewards and weigh them.
 
     Args:
@@ -212,9 +259,9 @@ class Ranked(_Composed):
     """Σ w_i (rank of r_i among the images of the prompt), so that units do not matter.
 
     The rank of the lowest score is 0 and that of the highest 1, ties share the mean of theirs, and
-    a single image has .5. Scores are between 0 and Σ w_i, and `reward_scale` is 8. They tell which
-    of some images are better, and not by how much: a steerer that moves particles by them samples
-    from no fixed law, and its evidence has no meaning. They have no gradient.
+    a single image has .5. Scores are between 0 and Σ w_i, and `reward_scale` is 8 / Σ |w_i|. They
+    tell which of some images are better, and not by how much: a steerer that moves particles by
+    them samples from no fixed law, and its evidence has no meaning. They have no gradient.
 
     A steerer ranks all particles of a prompt, however few are scored at a time.
 
@@ -223,7 +270,8 @@ class Ranked(_Composed):
         weights: One per reward; 1 each if None.
 
     Raises:
-        ValueError: if there is not one weight per reward, or one of the rewards is `Ranked`.
+        ValueError: if there is not one weight per reward, or one of the rewards is `Ranked`; at a
+            call, if a score is not finite, or there is not one prompt for each image.
 
     Example:
         >>> import torch
@@ -237,13 +285,17 @@ class Ranked(_Composed):
     """
 
     in_groups = True
-    reward_scale = 8.0
+
+    def _usual_scale(self) -> float:
+        return 8.0 / (sum(map(abs, self.weights)) or 1.0)
 
     def __call__(self, images: Images, prompts: Sequence[str | None] | None = None) -> Tensor:
         """Return the scores, shape (N,); images of the same prompt are ranked among each other."""
         parts = self.parts(images, prompts)
         number = len(next(iter(parts.values())))
         texts = [prompts] if isinstance(prompts, str) else list(prompts or [None] * number)
+        if len(texts) != number:
+            raise ValueError(f"prompts: expected one for each image, {number}, got {len(texts)}")
         scores = torch.empty(number)
         for text in dict.fromkeys(texts):
             same = [i for i, other in enumerate(texts) if other == text]
@@ -253,6 +305,12 @@ class Ranked(_Composed):
         return scores
 
     def _joined(self, scores: list[Tensor]) -> Tensor:
+        for name, score in zip(self.rewards, scores, strict=True):
+            if not score.isfinite().all():
+                raise ValueError(
+                    f"{name} returned {score.tolist()}; expected finite scores, which have ranks: "
+                    "check the images it was given"
+                )
         ranks = [
             weight * _ranks(score.detach())
             for weight, score in zip(self.weights, scores, strict=True)
@@ -289,15 +347,16 @@ class Standardize(_Composed):
                 f"std: expected a positive number, got {std}: the reward must tell images apart"
             )
         self.mean, self.std = float(mean), float(std)
-        # λ r scatters as before
-        self.reward_scale = getattr(reward, "reward_scale", 1.0) * self.std
+
+    def _usual_scale(self) -> float:
+        return _scale_of(*self.rewards.values()) * self.std  # λ r scatters as before
 
     @classmethod
     def fitted(
         cls, reward: Reward, images: Images, prompts: Sequence[str | None] | None = None
     ) -> Standardize:
         """Return the reward with mean 0 and standard deviation 1 over some images."""
-        scores = _floats(reward(images, prompts), "reward").detach().cpu().double()
+        scores = scores_of(reward(images, prompts), "reward").detach().cpu().double()
         return cls(reward, mean=float(scores.mean()), std=float(scores.std()))
 
     def _joined(self, scores: list[Tensor]) -> Tensor:
@@ -313,7 +372,9 @@ class Negate(_Composed):
 
     def __init__(self, reward: Reward) -> None:
         super().__init__(reward)
-        self.reward_scale = getattr(reward, "reward_scale", 1.0)
+
+    def _usual_scale(self) -> float:
+        return _scale_of(*self.rewards.values())
 
     def _joined(self, scores: list[Tensor]) -> Tensor:
         return -scores[0]

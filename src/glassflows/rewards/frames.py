@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from .compose import Reward, _Composed, _floats
+from .compose import Reward, _Composed, _scale_of, scores_of
 from .images import Images
 
 Reduce = Literal["mean", "min"]
@@ -48,7 +48,9 @@ class Frames(_Composed):
             raise ValueError(f"reduce: expected one of {get_args(Reduce)}, got {reduce!r}")
         self.frames = frames
         self.reduce = reduce
-        self.reward_scale = getattr(reward, "reward_scale", 1.0)
+
+    def _usual_scale(self) -> float:
+        return _scale_of(*self.rewards.values())
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, frames={self.frames}, reduce={self.reduce!r})"
@@ -70,7 +72,7 @@ class Frames(_Composed):
         """
         [(name, reward)] = self.rewards.items()
         if not isinstance(images, Tensor) or images.ndim != 5:
-            return {name: _floats(reward(images, prompts), name)}
+            return {name: scores_of(reward(images, prompts), name)}
         if 0 in images.shape[:2] or images.shape[2] != 3:
             raise ValueError(
                 f"images: expected videos (N, frames, 3, H, W), got {tuple(images.shape)}: "
@@ -78,7 +80,7 @@ class Frames(_Composed):
             )
         shown = images[:, picked(images.shape[1], self.frames)]
         number, frames = shown.shape[:2]
-        scores = _floats(reward(shown.flatten(0, 1), _repeated(prompts, number, frames)), name)
+        scores = scores_of(reward(shown.flatten(0, 1), _repeated(prompts, number, frames)), name)
         if scores.shape != (number * frames,):
             raise ValueError(
                 f"{name} returned shape {tuple(scores.shape)}; expected one score per frame, shape "

@@ -205,6 +205,14 @@ class ModelReward(ABC):
         """The dtype for images, embeddings and scores: that of the model, but at least float32."""
         return torch.promote_types(self.dtype, torch.float32)
 
+    def check_prompts(self, prompts: Sequence[str | None]) -> None:
+        """Check prompts before images are drawn of them.
+
+        Raises:
+            ValueError: if one of them is none, and the reward needs it.
+        """
+        self._checked(prompts, len(prompts))
+
     def _taken(self, images: Images | Tensor) -> list[Tensor]:
         """Return what is scored as tensors, a row for each sample, checked."""
         return as_tensors(images)

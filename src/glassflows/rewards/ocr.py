@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from .qwen import processor_of
 QUESTION = "Read the text in this image. Answer with the text alone."
 
 _LINES, _PAGES = "vision-encoder-decoder", "got_ocr2"  # kinds of models that are asked nothing
-_QUOTED = re.compile(r'"([^"]+)"|“([^“”]+)”|«([^«»]+)»|„([^„“”]+)[“”]')
+_QUOTED = re.compile(
+    r'(?<!\w)"([^"]+)"(?!\w)|“([^“”]+)”|«([^«»]+)»|„([^„“”]+)[“”]'
+)  # 27" is inches
 
 
 class OCRScore(ModelReward):
@@ -119,6 +121,10 @@ class OCRScore(ModelReward):
         read = self._texts(images)
         scores = [legibility(one, target) for one, target in zip(read, targets, strict=True)]
         return torch.tensor(scores, dtype=self.exact, device=images.device)
+
+    def check_prompts(self, prompts: Sequence[str | None]) -> None:
+        for text in self._checked(prompts, len(prompts)):
+            self._target(text)
 
     def _target(self, prompt: str) -> str:
         target = self.text(prompt)

@@ -109,7 +109,7 @@ class QuestionScore(VLMReward):
 
     Raises:
         ValueError: if `aggregate` is neither; at a call, as `VLMReward` does, or if a prompt has no
-            questions.
+            questions, or what it has is no list of them.
 
     Reference:
         Kamath et al., arXiv:2512.16853 (GenEval 2).
@@ -122,9 +122,7 @@ class QuestionScore(VLMReward):
         self,
         model: str | Path,
         *,
-        questions: Callable[[str], Sequence[Question]]
-        | Mapping[str, Sequence[Question]]
-        | Sequence[Question],
+        questions: Callable[[str], list[Question]] | Mapping[str, list[Question]] | list[Question],
         aggregate: Aggregate = "geometric",
         instruction: str = "Answer in one word.",
         device: str | torch.device | None = None,
@@ -148,11 +146,21 @@ class QuestionScore(VLMReward):
         if callable(given):
             given = given(prompt)
         elif isinstance(given, Mapping):
-            given = given.get(prompt, ())
-        asked = [(one, "Yes") if isinstance(one, str) else (one[0], str(one[1])) for one in given]
-        if not asked:
-            raise ValueError(f"questions: expected at least one of {prompt!r}, got none")
-        return asked
+            given = given.get(prompt, [])
+        if not (isinstance(given, list) and given and all(map(_is_question, given))):
+            raise ValueError(
+                f"questions: expected a list of texts, or of (text, answer), and at least one for "
+                f"the prompt {prompt!r}, got {given!r}"
+            )
+        return [(one, "Yes") if isinstance(one, str) else (one[0], str(one[1])) for one in given]
+
+    def check_prompts(self, prompts: Sequence[str | None]) -> None:
+        for text in dict.fromkeys(self._checked(prompts, len(prompts)) or [""]):
+            asked = self.questions_of(text)
+            super().check_prompts([self._question(one) for one, _ in asked])
+
+    def _question(self, question: str) -> str:
+        return f"{question} {self.instruction}".strip()
 
     def chances(self, images: Tensor, prompts: Sequence[str]) -> list[Tensor]:
         """Return the chances of the right answers to the questions of each image, in their order.
@@ -168,7 +176,7 @@ class QuestionScore(VLMReward):
         found = []
         for start in range(0, len(flat), self.batch_size):
             part = slice(start, start + self.batch_size)
-            texts = [f"{question} {self.instruction}".strip() for question, _ in flat[part]]
+            texts = [self._question(question) for question, _ in flat[part]]
             answers = [spellings(answer) for _, answer in flat[part]]
             found.append(self._chances(images[rows[part]], texts, answers))
         return list(torch.cat(found).split([len(every) for every in asked]))
@@ -178,6 +186,13 @@ class QuestionScore(VLMReward):
         if self.aggregate == "mean":
             return torch.stack([chances.mean() for chances in every])
         return torch.stack([chances.log().mean().exp() for chances in every])
+
+
+def _is_question(one: Any) -> bool:
+    """Return whether something is a question, or one with its answer."""
+    if isinstance(one, str):
+        return True
+    return isinstance(one, (tuple, list)) and len(one) == 2 and isinstance(one[0], str)
 
 
 def spellings(answer: str) -> tuple[str, ...]:

@@ -135,6 +135,12 @@ class VLMReward(ModelReward):
             [row[first[tuple(ways)]].sum() for row, ways in zip(chances, answers, strict=True)]
         )
 
+    def check_prompts(self, prompts: Sequence[str | None]) -> None:
+        self.load()
+        for text in dict.fromkeys(self._checked(prompts, len(prompts))):
+            if self.processor is not None:
+                self._check_words(text)
+
     def _check_words(self, text: str) -> None:
         """Check that question and prompt hold no control token.
 

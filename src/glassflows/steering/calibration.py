@@ -66,6 +66,9 @@ class Calibration:
         num_particles: K.
         look_ahead: Calls of the excursions whose ends were scored, 0 for the predictions.
         look_ahead_samples: Number of such ends.
+        preview_vae: Type of the autoencoder that predictions were decoded by; None for the
+            pipeline's.
+        preview_size: Size at which they were scored; None for that of the call.
 
     Raises:
         ValueError: if there are no slopes, not as many errors and correlations, what is no number,
@@ -87,6 +90,8 @@ class Calibration:
     num_particles: int
     look_ahead: int = 0
     look_ahead_samples: int = 1
+    preview_vae: str | None = None
+    preview_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in _COLUMNS:
@@ -159,14 +164,30 @@ class Calibration:
                 "arguments of this call, or leave calibration out"
             )
 
-    def check_look_ahead(self, calls: int, samples: int) -> None:
+    def check_scored(
+        self,
+        look_ahead: int,
+        look_ahead_samples: int,
+        preview_vae: str | None,
+        preview_size: int | None,
+    ) -> None:
         """Raise ValueError unless a steerer scores what the calibration was made of.
 
         Args:
-            calls: Calls of its excursions, 0 for none.
-            samples: Number of them.
+            look_ahead: Calls of its excursions, 0 for none.
+            look_ahead_samples: Number of them.
+            preview_vae: Type of the autoencoder that decodes its predictions; None for the
+                pipeline's.
+            preview_size: Size at which they are scored; None for that of the call.
         """
-        wanted, got = _looks(self.look_ahead, self.look_ahead_samples), _looks(calls, samples)
+        eyes, own = (preview_vae, preview_size), (self.preview_vae, self.preview_size)
+        if eyes != own:
+            raise ValueError(
+                f"calibration: expected preview_vae={own[0]} and preview_size={own[1]}, as it was "
+                f"made with, got {eyes[0]} and {eyes[1]}: calibrate again, or leave calibration out"
+            )
+        wanted = _looks(self.look_ahead, self.look_ahead_samples)
+        got = _looks(look_ahead, look_ahead_samples)
         if wanted != got:
             raise ValueError(
                 f"calibration: expected look_ahead={wanted[0]} with {wanted[1]} sample(s), as it "

@@ -18,7 +18,7 @@ from .arguments import Wanted
 from .diversity import mean_distance
 from .population import Population, Seen
 from .result import SteeringResult
-from .scorer import Scorer
+from .scorer import Scorer, compares
 from .strategy import worth
 
 
@@ -51,6 +51,8 @@ def ended(
     number = wanted.num_images_per_prompt or population.alive
     order = population.order(wanted.select, rewards, outcome, number)
     rows, output, seen = population.rows(order), drawn.samples, population.best_seen
+    if compares(scorer.reward):  # ends were compared with other samples than the final ones
+        seen = None
     if seen is not None and scorer.sees_otherwise:
         seen = _judged(scorer, seen)
     latents = drawn.latents

@@ -15,6 +15,7 @@ from ..host.decode import Decode
 from ..host.ledger import Ledger
 from ..host.microbatch import MicroBatches, naming_batch_size
 from ..host.team import ALONE, Team
+from ..signatures import takes_nothing
 
 Reward = Callable[[Tensor, list[Any]], Any]
 
@@ -62,19 +63,22 @@ def _has_parts(reward: Any) -> bool:
     """Return whether a reward is composed of others, as `glassflows.rewards.Sum` is.
 
     It has methods `parts(images, prompts)`, which returns their scores by name, and
-    `joined(parts)`, which returns its own scores.
+    `joined(parts)`, which returns its own scores, and says that it is composed.
     """
-    return all(callable(getattr(reward, name, None)) for name in ("parts", "joined"))
+    return bool(getattr(reward, "is_composed", False))
+
+
+def check_prompts(reward: Any, prompts: Sequence[Any]) -> None:
+    """Have a reward check the prompts before anything is drawn, if it has a method for that."""
+    check = getattr(reward, "check_prompts", None)
+    if callable(check):
+        check(list(prompts))
 
 
 def load_reward(reward: Any) -> None:
     """Have a reward read its model, if it has a method for that."""
     load = getattr(reward, "load", None)
-    if not callable(load):
-        return
-    try:
-        inspect.signature(load).bind()
-    except (TypeError, ValueError):  # it loads something else
+    if not (callable(load) and takes_nothing(load)):  # it loads something else
         return
     with torch.inference_mode(False):  # else its weights could never be differentiated through
         load()
@@ -244,7 +248,9 @@ class Scorer:
         scored = _in_one(parts)
         shape, rewards, of_reward = (-1, self.num_particles), scored.rewards, scored.parts
         if of_reward is not None:
-            of_reward = {name: part.view(shape) for name, part in of_reward.items()}
+            of_reward = {
+                name: self._finite(part, name).view(shape) for name, part in of_reward.items()
+            }
             if compares(self.reward):
                 rewards = self.reward.joined(of_reward)  # type: ignore[attr-defined]
         return scored._replace(rewards=self._finite(rewards).view(shape), parts=of_reward)
@@ -312,10 +318,10 @@ class Scorer:
             )
         return Scored(scores, parts=parts)
 
-    def _finite(self, rewards: Tensor) -> Tensor:
+    def _finite(self, rewards: Tensor, name: str = "reward") -> Tensor:
         if not rewards.isfinite().all():
             raise ValueError(
-                f"reward returned {rewards.tolist()}; expected finite scores: check the images it "
+                f"{name} returned {rewards.tolist()}; expected finite scores: check the images it "
                 "was given"
             )
         return rewards

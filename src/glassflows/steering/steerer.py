@@ -46,7 +46,7 @@ from .population import Population
 from .proposals import Twist
 from .record import draws_by_default, recipe
 from .result import SteeringResult
-from .scorer import Reward, Scorer, check_reward, compares, load_reward
+from .scorer import Reward, Scorer, check_prompts, check_reward, compares, load_reward
 from .strategy import Strategy, check_strategy, check_whole, is_whole
 from .trajectory import Recorder
 from .widths import check_enough
@@ -185,7 +185,7 @@ class Steerer:
         self._check_previews()
         calibration = getattr(self.strategy, "calibration", None)
         if calibration is not None:
-            calibration.check_look_ahead(self.look_ahead, self.look_ahead_samples)
+            calibration.check_scored(**self._scored_on_the_way())
         if not isinstance(self.batches, MicroBatches):
             raise ValueError(
                 f"batches: expected MicroBatches(network=…, decode=…, reward=…), got "
@@ -285,6 +285,7 @@ class Steerer:
             self.pipe, given, self.num_particles, self.batches, ledger, shrinks=shrinks, team=team
         )
         load_reward(self.reward)  # which may draw random numbers
+        check_prompts(self.reward, run.prompts)
         if draws_by_default(given):
             team.share_default_generators(run.device)
         scheduler = self._scheduler()
@@ -372,6 +373,7 @@ class Steerer:
         if apply:
             self._check_calibrates()
         check_particles(self.num_particles)
+        load_reward(self.reward)  # which may tell its scale
         check_transitions(self._scheduler().config["glass"]["num_transitions"])
         call["return_dict"] = True
         unmoved = copy(self)
@@ -388,8 +390,7 @@ class Steerer:
         num_calls = at[0].num_calls if at else 0
         calibration = replace(
             calibrate_from(result.scored, result.rewards, num_calls),
-            look_ahead=self.look_ahead,
-            look_ahead_samples=self.look_ahead_samples,
+            **self._scored_on_the_way(),
         )
         warn_if_few(calibration)  # before it is applied, since a warning may be an error
         if apply:
@@ -484,6 +485,16 @@ class Steerer:
     def _own_decoder(self) -> Decode | None:
         """Return the user's function from latents to images; None for the pipeline's."""
         return None if isinstance(self.decode, str) else self.decode
+
+    def _scored_on_the_way(self) -> dict[str, Any]:
+        """Return what the rewards on the way are those of, besides the run, for a calibration."""
+        vae = self.preview_vae
+        return {
+            "look_ahead": self.look_ahead,
+            "look_ahead_samples": self.look_ahead_samples,
+            "preview_vae": None if vae is None else type(vae).__name__,
+            "preview_size": self.preview_size,
+        }
 
     def _check_previews(self) -> None:
         """Check the options by which predictions are decoded otherwise than final samples."""
