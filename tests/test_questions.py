@@ -188,6 +188,7 @@ def test_spellings():
     assert spellings("ten") == ("ten", "Ten")
 
 
+@tiny.TRANSFORMERS_5
 def test_questions_steer(folders):
     reward = QuestionScore(folders["VLMReward"], questions=lambda prompt: [f"Does this image show {prompt}?"])
     steerer = FeynmanKacSteerer(load_pipeline(), reward, 2, num_transitions=2, reward_scale=1e4)

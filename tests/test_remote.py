@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import json
+import os
 import pickle
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import requests
 import torch
 from PIL import Image
 
+import glassflows
 import tiny
 from glassflows.commands import serve
 from glassflows.commands.main import main
@@ -427,7 +430,8 @@ RANKED = Ranked(mean)
 def started(folder, port):
     """Start `python -m glassflows.serve` in a process of its own."""
     command = [sys.executable, "-m", "glassflows.serve", "judge:brightness", "--port", str(port), "--device", "cpu"]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "PYTHONPATH": str(Path(glassflows.__file__).parents[1])}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.slow
@@ -439,7 +443,7 @@ def test_a_server_that_is_killed_and_started_again_in_mid_run(flux, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     servers = [started(tmp_path, port)]
-    remote = RemoteReward(f"http://127.0.0.1:{port}", retries=30, backoff=0.25)
+    remote = RemoteReward(f"http://127.0.0.1:{port}", retries=9, backoff=0.25)  # two minutes at the most
     calls = []
 
     def reward(given, prompts):
