@@ -1,11 +1,12 @@
 """What cheap eyes see: rewards of predictions by a tiny decoder or at a smaller size, against the pipeline's own.
 
-    python examples/benchmarks/eyes.py
+    OMP_NUM_THREADS=1 python examples/benchmarks/eyes.py --prompts 64
 
 The tiny decoder, an AutoencoderTiny, learns here to decode as the scenes' own autoencoder does, in a minute or two.
+Rounding, such as that of more threads, makes it another one, which agrees more or less (docs/rewards.md).
 Particles are drawn unmoved, the same for all eyes, and scored at every boundary: r is the correlation of these rewards
 within a prompt with those of the pipeline's own eyes, and with the final rewards. Then each steers. Last, seconds of
-decoders of public size, with random weights. About 15 minutes on 2 cores (docs/rewards.md).
+decoders of public size, with random weights. Three quarters of an hour on one core.
 """
 
 from __future__ import annotations
