@@ -9,7 +9,7 @@ from diffusers import AutoencoderTiny
 pytest.importorskip("diffusers", minversion="0.42")  # older ones build other pipelines
 
 import tiny
-from glassflows import FeynmanKacSteerer
+from glassflows import Calibration, FeynmanKacSteerer
 from glassflows.host.decode import PipelineCall, decoder
 from zoo.survey import arguments, cases
 
@@ -146,9 +146,13 @@ def test_an_offloaded_decoder(sd):
     assert torch.equal(sd.steer(preview_vae=vae, previews=True).previews, plain.previews)
 
 
-def test_a_calibration_belongs_to_its_eyes(sd):
+@pytest.mark.filterwarnings("ignore:.*reward_scale=:UserWarning")
+def test_a_calibration_belongs_to_its_eyes(sd, tmp_path):
+    """Also one that was saved."""
     steer = sd.steerer(preview_size=6, reward=level)
     steer.calibrate(**sd.arguments(["a", "b", "c", "d"]))
+    steer.calibration = Calibration.load(steer.calibration.save(tmp_path / "calibration.json"))
+    steer(**sd.arguments("a cat"))
     steer.preview_size = None
     with pytest.raises(ValueError, match="calibration: expected preview_vae=None and preview_size=6, as it was made"):
         steer(**sd.arguments("a cat"))

@@ -32,6 +32,7 @@ _EFFECTIVE = 0.5  # fraction of the final particles that `reward_scale` leaves e
 _COLUMNS = ("slopes", "slope_errors", "correlations", "correlation_errors")
 _KEYS = tuple(name.removesuffix("s") for name in _COLUMNS)  # of a row in a file
 _COUNTS = ("num_calls", "num_prompts", "num_particles", "look_ahead", "look_ahead_samples")
+_PREVIEWS = ("preview_vae", "preview_size")
 
 
 @dataclass(frozen=True, repr=False)
@@ -240,7 +241,7 @@ class Calibration:
         return {
             "calibration": _VERSION,
             "num_transitions": self.num_transitions,
-            **{name: getattr(self, name) for name in _COUNTS},
+            **{name: getattr(self, name) for name in (*_COUNTS, *_PREVIEWS)},
             "reward_scale": self.reward_scale,
             "boundaries": [
                 dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)
@@ -280,7 +281,8 @@ def _of_record(record: Any) -> Calibration:
     rows = record["boundaries"]
     columns = {name: [row[key] for row in rows] for name, key in zip(_COLUMNS, _KEYS, strict=True)}
     counts = {name: record[name] for name in ("reward_scale", *_COUNTS)}
-    return Calibration(**columns, **counts)
+    previews = {name: record.get(name) for name in _PREVIEWS}  # earlier versions knew none
+    return Calibration(**columns, **counts, **previews)
 
 
 class Unmoved:
