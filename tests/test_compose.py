@@ -158,6 +158,43 @@ def test_bad_scores_of_parts(flux):
             Ranked(red)(images(), prompts)
 
 
+@pytest.mark.parametrize("compose", [Sum, Minimum, Ranked])
+def test_parts_see_images_as_they_were(flux, compose):
+    """Whatever another one writes into them, or into what it returns."""
+    kept = torch.empty(8, dtype=torch.float64)
+
+    def writing(images, prompts):
+        images.zero_()
+        return torch.arange(len(images))
+
+    def reusing(images, prompts):
+        return torch.mean(images.double(), (1, 2, 3), out=kept[: len(images)])
+
+    plain = flux.steer(reward=compose(red, lambda images, prompts: [1.0] * len(images)), reward_scale=0.0)
+    out = flux.steer(reward=compose(writing, red), reward_scale=0.0)
+    torch.testing.assert_close(out.parts["red"], plain.parts["red"])
+    for reward in (reusing, compose(reusing, red)):
+        out = flux.steer(reward=reward, reward_scale=0.0, reward_batch_size=1)
+        seen = out.parts["reusing"][-1] if out.parts else out.rewards
+        np.testing.assert_allclose(seen.gather(1, out.order)[0], out.images.mean((1, 2, 3)), atol=1e-6)
+
+
+def test_prompts_that_a_reward_brings_itself(flux, folders):
+    class Fixed(PickScore):
+        def __call__(self, images, prompts=None):
+            return super().__call__(images, ["a cat"] * len(images))
+
+    class Other:
+        def check_prompts(self):
+            raise AssertionError("never called")
+
+        def __call__(self, images, prompts):
+            return red(images, prompts)
+
+    for reward in (Fixed(folders["PickScore"]), Sum(Fixed(folders["PickScore"]), Other())):
+        assert flux.steer(reward=reward, reward_scale=0.0).rewards.isfinite().all()
+
+
 def test_prompts_are_checked_before_anything_is_drawn(flux):
     calls = []
     flux.network.register_forward_pre_hook(lambda *args: calls.append(1))

@@ -204,5 +204,8 @@ def test_bad_questions(folders):
         QuestionScore(name, questions=QUESTIONS)(images(1), ["a dog"])
     with pytest.raises(ValueError, match="prompts: <image> stands for an image"):
         QuestionScore(name, questions=lambda prompt: [prompt])(images(1), ["an <image>"])
+    for reward in (QuestionScore(name, questions=["an <image>?"]), VLMReward(name, question="an <image>?")):
+        with pytest.raises(ValueError, match="<image> stands for an image"):
+            reward.check_prompts([None])
     with pytest.raises(ValueError, match="QuestionScore has none: detach them"):
         QuestionScore(name, questions=["Yes ?"])(images(1).requires_grad_())

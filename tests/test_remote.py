@@ -93,6 +93,10 @@ def texts(handler, body):
     handler.answer(200, {"scores": "123"})
 
 
+def no_gzip(handler, body):
+    handler.answer(200, {"scores": [1.0]}, [("Content-Encoding", "gzip")])
+
+
 def nan(handler, body):
     handler.answer(200, {"scores": [float("nan")] * len(body["images"])})
 
@@ -119,7 +123,7 @@ def serving(*script, good=means):
         server.server_close()
 
 
-@pytest.mark.parametrize("deed", [with_status(500), with_status(503), garbage, half, dropped, nan, texts])
+@pytest.mark.parametrize("deed", [with_status(500), with_status(503), garbage, half, dropped, nan, texts, no_gzip])
 def test_a_service_that_fails_at_first(deed):
     with serving(deed, deed) as service:
         scores = RemoteReward(service.url, **QUICK)(images(), ["a"] * 3)
@@ -261,6 +265,15 @@ def test_where_it_is_sent(tmp_path, monkeypatch):
         assert "s3cret" not in str(raised.value)
 
 
+def test_name_and_password_of_an_address():
+    with serving() as service:
+        address = service.url.replace("http://", "http://me:p%40ss@")
+        RemoteReward(address)(images(1), ["a"])
+        RemoteReward(address, headers={"Authorization": "Bearer 1234"})(images(1), ["a"])
+        sent = [headers["Authorization"] for _, headers, _ in service.asked]
+    assert sent == ["Basic " + base64.b64encode(b"me:p@ss").decode(), "Bearer 1234"]
+
+
 def test_pictures_and_prompts_are_checked():
     pictures = [
         Image.new("RGB", size, colour) for size, colour in (((6, 4), "red"), ((6, 4), "white"), ((3, 3), "blue"))
@@ -305,6 +318,9 @@ def test_the_server_tells_its_scale(flux):
         assert flux.steer(reward=reward, reward_scale=None).reward_scale.tolist() == [25.0]
         assert reward.reward_scale == 25
         assert RemoteReward(service.url, reward_scale=2.0).load().reward_scale == 2
+        reward = RemoteReward(service.url)
+        reward.reward_scale = 3.0
+        assert reward.load().reward_scale == 3
 
 
 def test_copies_and_bad_options():
@@ -390,6 +406,7 @@ def test_the_server_says_what_is_wrong(monkeypatch):
         for body, message in (
             ({"images": [picture], "prompts": ["a"]}, "images: expected PNG or JPEG in base64"),
             ({"images": [], "prompts": []}, "expected one prompt for each image, got 0 images and 0 prompts"),
+            ({"images": [[], []], "prompts": ["a", "b"]}, "images: expected videos of at least one frame"),
             ({"images": [picture]}, 'expected {"images": [picture, …], "prompts": [text, …]}'),
             ([picture], 'expected {"images": [picture, …], "prompts": [text, …]}'),
         ):
@@ -535,7 +552,9 @@ def test_chat_goes_on_weighing_after_a_failure(status):
 @pytest.mark.parametrize(
     ("text", "number"),
     [("7.5/10", 7.5), ("Score: -3", -3.0), ("I would say 7 out of 10.", 7.0), ("1,000", 1000.0), (".5", 0.5),
-     ("\N{MINUS SIGN}3", -3.0), ("Rating (out of 10): 7", 7.0), ("8 or 9", None), ("none", None), ("9" * 400, None)],
+     ("\N{MINUS SIGN}3", -3.0), ("Rating (out of 10): 7", 7.0),
+     ("8.5/10.0", 8.5), ("3 out of 5.0", 3.0), ("7,5", 7.5), ("7,5 von 10", None),
+     ("8 or 9", None), ("none", None), ("9" * 400, None)],
 )  # fmt: skip
 def test_chat_by_numbers(text, number):
     with serving(good=completion(text)) as service:

@@ -279,10 +279,25 @@ def fail_in_turn(rank):
     told.append(call(unknown=1) if rank else call())
     told.append(call(steerer=toy.steerer(twist=Twist(1.0 + rank))))
     told.append(call(lambda images, prompts: pressed(rank) or level(images, prompts)))
+    told.append(raised(lambda: toy.steerer(reward=Unread(rank)).calibrate(**toy.arguments(PROMPTS))))
     assert toy.pipe.scheduler is native
     assert "forward" not in vars(toy.network)
     alike(toy.steerer(reward=level), **toy.arguments(PROMPTS))
     return told
+
+
+class Unread:
+    """A reward whose model is missing on the second process."""
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def load(self):
+        if self.rank == 1:
+            raise OSError("no such file")
+
+    def __call__(self, images, prompts):
+        return level(images, prompts)
 
 
 def pressed(rank):
@@ -319,6 +334,8 @@ def test_a_fault_of_one_ends_the_call_of_all(two):
     assert all("got another on process" in told[11] and "twist" in told[11] for told in (first, second))
     assert second[12].startswith("KeyboardInterrupt")
     assert first[12].startswith(f"{failed}KeyboardInterrupt")
+    assert second[13] == "OSError: no such file"
+    assert first[13].startswith(f"{failed}OSError: no such file")
     assert max(seconds for _, seconds in two["fail_in_turn"].values()) < 100
 
 

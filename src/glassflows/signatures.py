@@ -33,10 +33,10 @@ def passing_on(
     return Signature([*shown.values(), *rest])
 
 
-def takes_nothing(function: Callable[..., Any]) -> bool:
-    """Return whether a function can be called without arguments."""
+def takes(function: Any, *arguments: Any) -> bool:
+    """Return whether something is a function that can be called with some arguments."""
     try:
-        inspect.signature(function).bind()
+        inspect.signature(function).bind(*arguments)
     except (TypeError, ValueError):
         return False
     return True

@@ -94,7 +94,8 @@ def app(reward: Any, token: str | None = None) -> Any:
         return JSONResponse({"scores": scores})
 
     async def about(request: Request) -> Any:
-        scale = float(getattr(reward, "reward_scale", None) or 1.0)
+        own = getattr(reward, "reward_scale", None)
+        scale = 1.0 if own is None else float(own)
         return refused(request) or JSONResponse({"reward": _name(reward), "reward_scale": scale})
 
     async def score(request: Request) -> Any:
@@ -102,7 +103,7 @@ def app(reward: Any, token: str | None = None) -> Any:
             return refusal
         try:
             body = await request.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return JSONResponse({"error": f"expected JSON: {error}"}, 422)
         return await run_in_threadpool(scored, body)
 
@@ -130,6 +131,8 @@ def asked(body: Any) -> tuple[Tensor, list[Any]]:
             "prompts"
         )
     films = [one if isinstance(one, list) else [one] for one in pictures]
+    if not all(films):
+        raise ValueError("images: expected videos of at least one frame, got one of none")
     sizes = {(len(film), frame.size) for film in films for frame in film}
     if len(sizes) > 1:
         raise ValueError(f"images: expected all of one size, got {sorted(map(str, sizes))}")

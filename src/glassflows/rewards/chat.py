@@ -21,7 +21,7 @@ from .vlm import QUESTION
 
 _REFUSED = (400, 403, 422, 501)  # statuses by which servers refuse log-probabilities
 _NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)")
-_SCALE = re.compile(r"(?:/|out of|von|sur)\s*\d+")  # of "7/10", which is 7
+_SCALE = re.compile(r"(?:/|out of)\s*\d+(?:\.\d+)?")  # of "7/10", which is 7
 
 
 class ChatReward:
@@ -211,7 +211,8 @@ class ChatReward:
         """
         text = str(answer["choices"][0]["message"]["content"] or "")
         if self.numbers:
-            plain = _SCALE.sub(" ", text.replace("\N{MINUS SIGN}", "-").replace(",", ""))
+            plain = re.sub(r",(?=\d{3}\b)", "", text.replace("\N{MINUS SIGN}", "-"))
+            plain = _SCALE.sub(" ", re.sub(r"(?<=\d),(?=\d)", ".", plain))
             numbers = set(_NUMBER.findall(plain))
             if len(numbers) != 1 or not math.isfinite(number := float(numbers.pop())):
                 self._fail("", repr(text))

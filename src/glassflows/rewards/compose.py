@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from ..signatures import takes_nothing
+from ..signatures import takes
 from .images import Images
 from .model import device_for
 
@@ -103,8 +103,10 @@ class _Composed(ABC):
 
         What a reward returns in a tensor of floats keeps its dtype; all else becomes float64.
         """
+        last = next(reversed(self.rewards))
         return {
-            name: scores_of(reward(images, prompts), name) for name, reward in self.rewards.items()
+            name: scores_of(reward(images if name == last else _kept(images), prompts), name)
+            for name, reward in self.rewards.items()
         }
 
     def __call__(self, images: Images, prompts: Sequence[str | None] | None = None) -> Tensor:
@@ -132,17 +134,22 @@ class _Composed(ABC):
         """Join the scores of the rewards, shape (N,) each, to one score per image."""
 
 
+def _kept(images: Images) -> Images:
+    """Return images that a reward may write into, so that the next one sees them as they were."""
+    return images.clone() if isinstance(images, Tensor) else images
+
+
 def load_reward(reward: Any) -> None:
     """Have a reward read its model, if it has a method for that."""
-    load = getattr(reward, "load", None)
-    if callable(load) and takes_nothing(load):  # else it loads something else
+    load: Any = getattr(reward, "load", None)
+    if takes(load):  # else it loads something else
         load()
 
 
 def check_prompts(reward: Any, prompts: Sequence[Any]) -> None:
     """Have a reward check prompts before images are drawn of them, if it has a method for that."""
-    check = getattr(reward, "check_prompts", None)
-    if callable(check):
+    check: Any = getattr(reward, "check_prompts", None)
+    if takes(check, prompts):
         check(prompts)
 
 
@@ -297,8 +304,10 @@ class Ranked(_Composed):
         if len(texts) != number:
             raise ValueError(f"prompts: expected one for each image, {number}, got {len(texts)}")
         scores = torch.empty(number)
-        for text in dict.fromkeys(texts):
+        for first, text in enumerate(texts):
             same = [i for i, other in enumerate(texts) if other == text]
+            if same[0] < first:  # it has been ranked; a prompt may be a dict, which has no hash
+                continue
             group = self.joined({name: part[same] for name, part in parts.items()})
             scores = scores.to(group)
             scores[same] = group

@@ -183,6 +183,8 @@ class Service:
         while True:
             try:
                 with self._slots:
+                    if stop.is_set():  # while it waited
+                        raise _Bad("it was stopped", final=True)
                     return _read(self._answer(path, body), read)
             except _Bad as bad:
                 last = bad
@@ -197,6 +199,16 @@ class Service:
             last.status,
         )
 
+    def _authorised(self, request: Any) -> Any:
+        """Return a request with the name and password of the address, and none of ~/.netrc."""
+        from requests.auth import HTTPBasicAuth
+        from requests.utils import get_auth_from_url
+
+        user, password = get_auth_from_url(self.url)
+        if user and "Authorization" not in request.headers:
+            return HTTPBasicAuth(user, password)(request)
+        return request
+
     def _answer(self, path: str, body: Any) -> Any:
         """Ask once; exceptions of requests, which may tell the whole address, go no further."""
         import requests
@@ -208,12 +220,15 @@ class Service:
                 json=body,
                 headers=self.headers,
                 timeout=self.timeout,
-                auth=lambda request: request,  # none of ~/.netrc, which would replace the header
+                auth=self._authorised,
                 allow_redirects=False,  # which would send the headers elsewhere
             )
         except requests.Timeout:
             raise _Bad(f"no answer within {self.timeout:g} s") from None
-        except requests.exceptions.ChunkedEncodingError:
+        except (
+            requests.exceptions.ChunkedEncodingError,
+            requests.exceptions.ContentDecodingError,
+        ):
             raise _Bad("the answer broke off") from None
         except requests.ConnectionError:
             raise _Bad("no connection, or it broke off") from None
@@ -239,7 +254,7 @@ def _read(answer: Any, read: Callable[[Any], Any]) -> Any:
         raise _Bad(f"status {status}, {text!r}", wait, status, final=status not in _AGAIN)
     try:
         return read(answer.json())
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         reason = f"an answer that cannot be read ({error}): {text!r}"
     raise _Bad(reason, status=status)
 

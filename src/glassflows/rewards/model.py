@@ -208,10 +208,13 @@ class ModelReward(ABC):
     def check_prompts(self, prompts: Sequence[str | None]) -> None:
         """Check prompts before images are drawn of them.
 
+        A subclass with a call of its own may bring prompts of its own.
+
         Raises:
             ValueError: if one of them is none, and the reward needs it.
         """
-        self._checked(prompts, len(prompts))
+        if type(self).__call__ is ModelReward.__call__:
+            self._checked(prompts, len(prompts))
 
     def _taken(self, images: Images | Tensor) -> list[Tensor]:
         """Return what is scored as tensors, a row for each sample, checked."""

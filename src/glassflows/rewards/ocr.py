@@ -123,8 +123,9 @@ class OCRScore(ModelReward):
         return torch.tensor(scores, dtype=self.exact, device=images.device)
 
     def check_prompts(self, prompts: Sequence[str | None]) -> None:
-        for text in self._checked(prompts, len(prompts)):
-            self._target(text)
+        if type(self).__call__ is ModelReward.__call__:
+            for text in self._checked(prompts, len(prompts)):
+                self._target(text)
 
     def _target(self, prompt: str) -> str:
         target = self.text(prompt)

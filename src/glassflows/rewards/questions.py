@@ -155,9 +155,9 @@ class QuestionScore(VLMReward):
         return [(one, "Yes") if isinstance(one, str) else (one[0], str(one[1])) for one in given]
 
     def check_prompts(self, prompts: Sequence[str | None]) -> None:
-        for text in dict.fromkeys(self._checked(prompts, len(prompts)) or [""]):
-            asked = self.questions_of(text)
-            super().check_prompts([self._question(one) for one, _ in asked])
+        self._check_texts(
+            prompts, lambda prompt: [self._question(one) for one, _ in self.questions_of(prompt)]
+        )
 
     def _question(self, question: str) -> str:
         return f"{question} {self.instruction}".strip()

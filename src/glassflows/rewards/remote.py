@@ -87,8 +87,8 @@ class RemoteReward:
         )
         self.format: Format = format
         self.batch_size = batch_size
-        self.reward_scale = 1.0 if reward_scale is None else float(reward_scale)
-        self._asks_for_scale = reward_scale is None
+        self._reward_scale = reward_scale
+        self._told_scale: float | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.service.shown!r})"
@@ -99,10 +99,19 @@ class RemoteReward:
         Raises:
             RemoteRewardError: if it does not answer well.
         """
-        if self._asks_for_scale:
-            self.reward_scale = self.service.get(lambda answer: float(answer["reward_scale"]))
-            self._asks_for_scale = False
+        if self._reward_scale is None and self._told_scale is None:
+            self._told_scale = self.service.get(lambda answer: float(answer["reward_scale"]))
         return self
+
+    @property
+    def reward_scale(self) -> float:
+        """λ_r of a steerer that is given none; 1 until the server has told its own."""
+        scales = (self._reward_scale, self._told_scale, 1.0)
+        return next(float(scale) for scale in scales if scale is not None)
+
+    @reward_scale.setter
+    def reward_scale(self, scale: float) -> None:
+        self._reward_scale = scale
 
     def __call__(
         self, images: Images | Tensor, prompts: Sequence[Any] | str | None = None

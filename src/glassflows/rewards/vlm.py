@@ -6,7 +6,7 @@ The score of an image is the probability of one answer to the question.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +136,19 @@ class VLMReward(ModelReward):
         )
 
     def check_prompts(self, prompts: Sequence[str | None]) -> None:
+        self._check_texts(prompts, lambda text: [text])
+
+    def _check_texts(
+        self, prompts: Sequence[str | None], asked: Callable[[str], Sequence[str]]
+    ) -> None:
+        """Check the words of all that is asked of prompts, if the model has a chat template."""
+        if type(self).__call__ is not ModelReward.__call__:
+            return
         self.load()
-        for text in dict.fromkeys(self._checked(prompts, len(prompts))):
-            if self.processor is not None:
-                self._check_words(text)
+        for prompt in dict.fromkeys(self._checked(prompts, len(prompts)) or [""]):
+            for text in asked(prompt):
+                if self.processor is not None:
+                    self._check_words(text)
 
     def _check_words(self, text: str) -> None:
         """Check that question and prompt hold no control token.

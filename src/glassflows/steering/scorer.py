@@ -15,7 +15,7 @@ from ..host.decode import Decode
 from ..host.ledger import Ledger
 from ..host.microbatch import MicroBatches, naming_batch_size
 from ..host.team import ALONE, Team
-from ..signatures import takes_nothing
+from ..signatures import takes
 
 Reward = Callable[[Tensor, list[Any]], Any]
 
@@ -70,15 +70,15 @@ def _has_parts(reward: Any) -> bool:
 
 def check_prompts(reward: Any, prompts: Sequence[Any]) -> None:
     """Have a reward check the prompts before anything is drawn, if it has a method for that."""
-    check = getattr(reward, "check_prompts", None)
-    if callable(check):
+    check: Any = getattr(reward, "check_prompts", None)
+    if takes(check, prompts):
         check(list(prompts))
 
 
 def load_reward(reward: Any) -> None:
     """Have a reward read its model, if it has a method for that."""
-    load = getattr(reward, "load", None)
-    if not (callable(load) and takes_nothing(load)):  # it loads something else
+    load: Any = getattr(reward, "load", None)
+    if not takes(load):  # it loads something else
         return
     with torch.inference_mode(False):  # else its weights could never be differentiated through
         load()
@@ -367,9 +367,9 @@ def _numbers(scores: Any) -> Tensor:
             "list of numbers or a tensor, computed"
         )
     if isinstance(scores, Tensor):
-        return scores.cpu().double()
+        return scores.cpu().to(torch.float64, copy=True)  # a reward may use its tensor again
     try:  # numbers of Python are of double precision
-        return torch.as_tensor(scores, dtype=torch.float64, device="cpu")
+        return torch.as_tensor(scores, dtype=torch.float64, device="cpu").clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"reward returned {scores!r:.200}; expected one score per particle: return a list of "

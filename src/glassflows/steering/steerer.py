@@ -373,13 +373,14 @@ class Steerer:
         if apply:
             self._check_calibrates()
         check_particles(self.num_particles)
-        load_reward(self.reward)  # which may tell its scale
-        check_transitions(self._scheduler().config["glass"]["num_transitions"])
-        call["return_dict"] = True
-        unmoved = copy(self)
-        unmoved.strategy = watched = Unmoved(self._target_scale())
-        unmoved.previews, unmoved.twist = False, 0.0
-        result = unmoved(prompt, **call)
+        with team_of(self.distributed).together():
+            load_reward(self.reward)  # which may tell its scale
+            check_transitions(self._scheduler().config["glass"]["num_transitions"])
+            call["return_dict"] = True
+            unmoved = copy(self)
+            unmoved.strategy = watched = Unmoved(self._target_scale())
+            unmoved.previews, unmoved.twist = False, 0.0
+            result = unmoved(prompt, **call)
         at = watched.boundaries
         if result.interrupted or [one.index for one in at] != [*range(1, len(at) + 1)]:
             raise ValueError(
