@@ -10,6 +10,7 @@ of processes. docs/many_gpus.md says what is exchanged, what it costs, and what 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def main() -> None:
     quiet()
     on_cpu = not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu)  # begins the process group
+    if state.num_processes == 1 and "MASTER_ADDR" in os.environ:  # several were asked for
+        print("one process: accelerate leaves several on a CPU to MPI (--mpirun_hostfile); torchrun starts them")
     pipe, reward, call = loaded(args.model, state.device)
     steer = FeynmanKacSteerer(pipe, reward, args.particles, decode_batch_size=1)
     state.wait_for_everyone()
