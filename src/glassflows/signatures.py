@@ -1,4 +1,4 @@
-"""What `help`, completion and `repr` show of options."""
+"""What `help`, completion and `repr` show of options, and what objects can be called with."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ def passing_on(
     return Signature([*shown.values(), *rest])
 
 
-def takes(function: Any, *arguments: Any) -> bool:
-    """Return whether something is a function that can be called with some arguments."""
+def call_if_there(owner: Any, name: str, *arguments: Any) -> None:
+    """Call a method of an object, if it has one of that name that takes these arguments."""
+    method: Any = getattr(owner, name, None)
     try:
-        inspect.signature(function).bind(*arguments)
-    except (TypeError, ValueError):
-        return False
-    return True
+        inspect.signature(method).bind(*arguments)
+    except (TypeError, ValueError):  # it has none, or one for something else
+        return
+    method(*arguments)
 
 
 def described(options: Any) -> str:

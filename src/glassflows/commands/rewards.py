@@ -8,8 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import rewards
 
 REWARDS = {
@@ -25,14 +23,6 @@ REWARDS = {
         "OCRScore",
     )
 }
-
-
-def accelerator() -> str:
-    """Return the device that commands use if they are told none."""
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    )
-    return "cpu" if accelerator is None else accelerator.type
 
 
 def reward_of(text: str) -> Any:

@@ -19,9 +19,10 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from ..rewards.compose import scores_of
-from ..rewards.remote import count_pixels, unpacked
+from ..rewards.model import usual_device
+from ..rewards.remote import unpacked
 from ..steering.scorer import check_reward, compares, load_reward
-from .rewards import REWARDS, accelerator, reward_of
+from .rewards import REWARDS, reward_of
 
 _FIELDS = ("images", "prompts")
 MOST_PIXELS = 2**28
@@ -37,7 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help=f"one of {', '.join(REWARDS)}; or MODULE:NAME, a function of images and prompts",
     )
     add("--model", help="its checkpoint, if not the usual one")
-    add("--device", default=accelerator(), help="(%(default)s)")
+    add("--device", default=usual_device().type, help="(%(default)s)")
     add("--host", default="127.0.0.1", help="0.0.0.0 for all the world to ask (%(default)s)")
     add("--port", type=int, default=8000, help="(%(default)s)")
 
@@ -118,19 +119,12 @@ def asked(body: Any) -> tuple[Tensor, list[Any]]:
     """
     if not isinstance(body, dict) or not all(isinstance(body.get(name), list) for name in _FIELDS):
         raise ValueError('expected {"images": [picture, …], "prompts": [text, …]}')
-    pixels = count_pixels(body["images"])
-    if pixels > MOST_PIXELS:
+    films, prompts = unpacked(body["images"], MOST_PIXELS), body["prompts"]
+    if not films or len(films) != len(prompts):
         raise ValueError(
-            f"images: expected at most {MOST_PIXELS} pixels in a request, got {pixels}: send fewer "
-            "at a time, RemoteReward(…, batch_size=1)"
-        )
-    pictures, prompts = unpacked(body["images"]), body["prompts"]
-    if not pictures or len(pictures) != len(prompts):
-        raise ValueError(
-            f"expected one prompt for each image, got {len(pictures)} images and {len(prompts)} "
+            f"expected one prompt for each image, got {len(films)} images and {len(prompts)} "
             "prompts"
         )
-    films = [one if isinstance(one, list) else [one] for one in pictures]
     if not all(films):
         raise ValueError("images: expected videos of at least one frame, got one of none")
     sizes = {(len(film), frame.size) for film in films for frame in film}
@@ -138,7 +132,7 @@ def asked(body: Any) -> tuple[Tensor, list[Any]]:
         raise ValueError(f"images: expected all of one size, got {sorted(map(str, sizes))}")
     frames = [frame for film in films for frame in film]
     images = torch.from_numpy(VaeImageProcessor.pil_to_numpy(frames)).movedim(-1, 1)
-    if isinstance(pictures[0], list):
+    if isinstance(body["images"][0], list):
         images = images.unflatten(0, (len(films), -1))
     return images, prompts
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from ..rewards.model import usual_device
 from ..steering import FeynmanKacSteerer
-from .rewards import REWARDS, accelerator, reward_of
+from .rewards import REWARDS, reward_of
 
 _OWN = {  # arguments of a call that the command sets itself, or has no use for
     "prompt",
@@ -51,7 +52,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=0,
         help="of the first prompt; the next has the next (%(default)s)",
     )
-    add("--device", default=accelerator(), help="(%(default)s)")
+    add("--device", default=usual_device().type, help="(%(default)s)")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="as in the files if left out")
     add("--offload", action="store_true", help="keep what is not at work off the accelerator")
     add(

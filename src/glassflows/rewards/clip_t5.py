@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .images import CLIP_MEAN, CLIP_STD, normalised, resized
-from .model import with_words
+from .model import in_dtype, with_words
 
 MODEL_TYPE = "clip_t5"  # in its config.json, which transformers does not know
 _BEFORE = (
@@ -37,7 +36,6 @@ class CLIPT5(nn.Module):
     def __init__(
         self, name: str, tower: str | None, tokenizer: str | None, dtype: torch.dtype
     ) -> None:
-        import transformers
         from transformers import (
             AutoTokenizer,
             CLIPVisionModel,
@@ -54,10 +52,9 @@ class CLIPT5(nn.Module):
                 )
 
         super().__init__()
-        named = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
         settings, _ = T5Config.get_config_dict(name)
         config = T5Config.from_dict({**settings, "model_type": "t5"})
-        options: dict[str, Any] = {named: dtype}
+        options = in_dtype(dtype)
         language: Any = Language  # typed as what is read, without what is told of it
         self.language, told = language.from_pretrained(
             name, config=config, output_loading_info=True, **options
@@ -104,8 +101,9 @@ class CLIPT5(nn.Module):
             ids = self.tokenizer(text, split_special_tokens=True)["input_ids"]
             return words(torch.tensor(ids, device=images.device))
 
+        before = embedded(_BEFORE)
         rows = [
-            torch.cat([embedded(_BEFORE), some, embedded(_AFTER.format(question=question))])
+            torch.cat([before, some, embedded(_AFTER.format(question=question))])
             for some, question in zip(patches, questions, strict=True)
         ]
         longest = max(len(row) for row in rows)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from ..signatures import takes
+from ..signatures import call_if_there
 from .images import Images
-from .model import device_for
+from .model import device_for, one_each
 
 Reward = Callable[[Any, Any], Any]
 
@@ -75,7 +75,7 @@ class _Composed(ABC):
     @property
     def is_composed(self) -> bool:
         """Whether the scores are those that `joined` makes of `parts`."""
-        return type(self).__call__ in (_Composed.__call__, Ranked.__call__)
+        return type(self).__call__ is _Composed.__call__
 
     def load(self) -> Self:
         """Read the models of the rewards, unless they have been read; return the reward itself.
@@ -84,7 +84,7 @@ class _Composed(ABC):
             OSError: if the files of a model are not found, or do not hold such a model.
         """
         for reward in self.rewards.values():
-            load_reward(reward)
+            call_if_there(reward, "load")
         return self
 
     def check_prompts(self, prompts: Sequence[Any]) -> None:
@@ -94,7 +94,7 @@ class _Composed(ABC):
             ValueError: if one of the rewards can make nothing of one of them.
         """
         for reward in self.rewards.values():
-            check_prompts(reward, prompts)
+            call_if_there(reward, "check_prompts", prompts)
 
     def parts(
         self, images: Images, prompts: Sequence[str | None] | None = None
@@ -111,7 +111,13 @@ class _Composed(ABC):
 
     def __call__(self, images: Images, prompts: Sequence[str | None] | None = None) -> Tensor:
         """Return the scores, shape (N,)."""
-        return self.joined(self.parts(images, prompts))
+        return self._of_parts(self.parts(images, prompts), prompts)
+
+    def _of_parts(
+        self, parts: Mapping[str, Tensor], prompts: Sequence[str | None] | None
+    ) -> Tensor:
+        """Return the scores of images of any prompts, shape (N,), by those of the rewards."""
+        return self.joined(parts)
 
     def joined(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Return the scores of images of which the parts are known, shape (N,) or (P, K).
@@ -129,6 +135,12 @@ class _Composed(ABC):
         device = device_for(dtype, scores[0].device)
         return self._joined([score.to(device) for score in scores])
 
+    def _weighed(self, scores: list[Tensor]) -> Tensor:
+        """Return w_i r_i, the rewards in the first dimension."""
+        return torch.stack(
+            [weight * score for weight, score in zip(self.weights, scores, strict=True)]
+        )
+
     @abstractmethod
     def _joined(self, scores: list[Tensor]) -> Tensor:
         """Join the scores of the rewards, shape (N,) each, to one score per image."""
@@ -137,20 +149,6 @@ class _Composed(ABC):
 def _kept(images: Images) -> Images:
     """Return images that a reward may write into, so that the next one sees them as they were."""
     return images.clone() if isinstance(images, Tensor) else images
-
-
-def load_reward(reward: Any) -> None:
-    """Have a reward read its model, if it has a method for that."""
-    load: Any = getattr(reward, "load", None)
-    if takes(load):  # else it loads something else
-        load()
-
-
-def check_prompts(reward: Any, prompts: Sequence[Any]) -> None:
-    """Have a reward check prompts before images are drawn of them, if it has a method for that."""
-    check: Any = getattr(reward, "check_prompts", None)
-    if takes(check, prompts):
-        check(prompts)
 
 
 def _name(reward: Reward) -> str:
@@ -179,12 +177,6 @@ def scores_of(returned: Any, name: str) -> Tensor:
     return returned.to(device_for(torch.float64, returned.device)).double()
 
 
-def _scale_of(reward: Reward) -> float:
-    """Return λ_r of a reward, 1 of a function."""
-    scale = getattr(reward, "reward_scale", None)
-    return 1.0 if scale is None else float(scale)
-
-
 class Sum(_Composed):
     """Σ w_i r_i.
 
@@ -209,9 +201,7 @@ class Sum(_Composed):
     """
 
     def _joined(self, scores: list[Tensor]) -> Tensor:
-        return torch.stack(
-            [weight * score for weight, score in zip(self.weights, scores, strict=True)]
-        ).sum(0)
+        return self._weighed(scores).sum(0)
 
 
 class Product(_Composed):
@@ -258,8 +248,7 @@ class Minimum(_Composed):
     """
 
     def _joined(self, scores: list[Tensor]) -> Tensor:
-        weighed = [weight * score for weight, score in zip(self.weights, scores, strict=True)]
-        return torch.stack(weighed).amin(0)
+        return self._weighed(scores).amin(0)
 
 
 class Ranked(_Composed):
@@ -296,13 +285,11 @@ class Ranked(_Composed):
     def _usual_scale(self) -> float:
         return 8.0 / (sum(map(abs, self.weights)) or 1.0)
 
-    def __call__(self, images: Images, prompts: Sequence[str | None] | None = None) -> Tensor:
-        """Return the scores, shape (N,); images of the same prompt are ranked among each other."""
-        parts = self.parts(images, prompts)
+    def _of_parts(
+        self, parts: Mapping[str, Tensor], prompts: Sequence[str | None] | None
+    ) -> Tensor:
         number = len(next(iter(parts.values())))
-        texts = [prompts] if isinstance(prompts, str) else list(prompts or [None] * number)
-        if len(texts) != number:
-            raise ValueError(f"prompts: expected one for each image, {number}, got {len(texts)}")
+        texts = one_each(prompts or [None] * number, number)
         scores = torch.empty(number)
         for first, text in enumerate(texts):
             same = [i for i, other in enumerate(texts) if other == text]
@@ -320,11 +307,7 @@ class Ranked(_Composed):
                     f"{name} returned {score.tolist()}; expected finite scores, which have ranks: "
                     "check the images it was given"
                 )
-        ranks = [
-            weight * _ranks(score.detach())
-            for weight, score in zip(self.weights, scores, strict=True)
-        ]
-        return torch.stack(ranks).sum(0)
+        return self._weighed([_ranks(score.detach()) for score in scores]).sum(0)
 
 
 def _ranks(scores: Tensor) -> Tensor:
@@ -337,7 +320,22 @@ def _ranks(scores: Tensor) -> Tensor:
     return (below + alike / 2).to(scores) / (number - 1)
 
 
-class Standardize(_Composed):
+class OfOne(_Composed):
+    """A reward made of a single one, whose `reward_scale` it has unless it says otherwise."""
+
+    def __init__(self, reward: Reward) -> None:
+        super().__init__(reward)
+
+    def _usual_scale(self) -> float:
+        (reward,) = self.rewards.values()
+        scale = getattr(reward, "reward_scale", None)  # a function has none, and counts as 1
+        return 1.0 if scale is None else float(scale)
+
+    def _joined(self, scores: list[Tensor]) -> Tensor:
+        return scores[0]
+
+
+class Standardize(OfOne):
     """(r − mean) / std, so that rewards of different units can be added.
 
     Args:
@@ -358,7 +356,7 @@ class Standardize(_Composed):
         self.mean, self.std = float(mean), float(std)
 
     def _usual_scale(self) -> float:
-        return _scale_of(*self.rewards.values()) * self.std  # λ r scatters as before
+        return super()._usual_scale() * self.std  # λ r scatters as before
 
     @classmethod
     def fitted(
@@ -372,18 +370,12 @@ class Standardize(_Composed):
         return (scores[0] - self.mean) / self.std
 
 
-class Negate(_Composed):
+class Negate(OfOne):
     """−r, with the same `reward_scale`.
 
     Args:
         reward: A callable of images and prompts.
     """
-
-    def __init__(self, reward: Reward) -> None:
-        super().__init__(reward)
-
-    def _usual_scale(self) -> float:
-        return _scale_of(*self.rewards.values())
 
     def _joined(self, scores: list[Tensor]) -> Tensor:
         return -scores[0]

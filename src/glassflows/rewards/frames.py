@@ -7,13 +7,14 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from .compose import Reward, _Composed, _scale_of, scores_of
+from .compose import OfOne, Reward, scores_of
 from .images import Images
+from .model import one_each
 
 Reduce = Literal["mean", "min"]
 
 
-class Frames(_Composed):
+class Frames(OfOne):
     """mean_f r(x_f) or min_f r(x_f) of a reward r of images, over some frames x_f of a video.
 
     The frames are evenly spaced, the first and the last among them; one frame is the middle one. A
@@ -48,9 +49,6 @@ class Frames(_Composed):
             raise ValueError(f"reduce: expected one of {get_args(Reduce)}, got {reduce!r}")
         self.frames = frames
         self.reduce = reduce
-
-    def _usual_scale(self) -> float:
-        return _scale_of(*self.rewards.values())
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, frames={self.frames}, reduce={self.reduce!r})"
@@ -89,9 +87,6 @@ class Frames(_Composed):
         films = scores.unflatten(0, (number, frames))
         return {name: films.mean(1) if self.reduce == "mean" else films.min(1).values}
 
-    def _joined(self, scores: list[Tensor]) -> Tensor:
-        return scores[0]
-
 
 def picked(length: int, number: int) -> list[int]:
     """Return which of so many frames are scored, evenly spaced, the first and the last among them.
@@ -119,7 +114,4 @@ def _repeated(
     """
     if prompts is None:
         return None
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if len(texts) != number:
-        raise ValueError(f"prompts: expected one for each video, {number}, got {len(texts)}")
-    return [text for text in texts for _ in range(frames)]
+    return [text for text in one_each(prompts, number, "video") for _ in range(frames)]

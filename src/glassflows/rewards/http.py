@@ -25,6 +25,12 @@ class RemoteRewardError(RuntimeError):
         self.status = status
 
 
+def check_whole(name: str, number: Any, least: int) -> None:
+    """Raise ValueError unless an option is a whole number of at least so much."""
+    if not isinstance(number, int) or isinstance(number, bool) or number < least:
+        raise ValueError(f"{name}: expected a whole number from {least}, got {number!r}")
+
+
 class _Bad(Exception):
     """An answer that is none.
 
@@ -99,10 +105,8 @@ class Service:
     ) -> None:
         if urlsplit(url).scheme not in ("http", "https"):
             raise ValueError(f"url: expected one that begins with http:// or https://, got {url!r}")
-        numbers = {"retries": (retries, 0), "concurrency": (concurrency, 1)}
-        for name, (number, least) in numbers.items():
-            if not isinstance(number, int) or isinstance(number, bool) or number < least:
-                raise ValueError(f"{name}: expected a whole number from {least}, got {number!r}")
+        check_whole("retries", retries, 0)
+        check_whole("concurrency", concurrency, 1)
         if not timeout > 0 or not backoff >= 0:
             raise ValueError(
                 f"timeout, backoff: expected positive seconds, got {timeout!r} and {backoff!r}"

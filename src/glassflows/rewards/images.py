@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,6 +99,19 @@ def _advice(images: Tensor) -> str:
     if images.ndim == 4 and images.shape[1] == 1:
         return "give grey images three equal channels: images.expand(-1, 3, -1, -1)"
     return "give images of red, green and blue, the channels second (latents are decoded first)"
+
+
+def pictures_of(images: Tensor, reward: Any) -> list[Image]:
+    """Return images (N, 3, H, W) in [0, 1] as PIL images, for a reward that works on these.
+
+    Raises:
+        ValueError: if they require a gradient, which the reward has none for.
+    """
+    if images.requires_grad:
+        raise ValueError(
+            f"images require a gradient; {type(reward).__name__} has none: detach them"
+        )
+    return VaeImageProcessor.numpy_to_pil(images.float().cpu().movedim(1, -1).numpy())
 
 
 def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

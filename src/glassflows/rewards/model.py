@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -73,10 +74,7 @@ class ModelReward(ABC):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.name = located(model or self.default)
-        accelerator = (
-            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        )
-        self.device = torch.device((accelerator or "cpu") if device is None else device)
+        self.device = usual_device() if device is None else torch.device(device)
         self.dtype = dtype
         self.networks: nn.ModuleDict | None = None
         self._warned = False
@@ -214,7 +212,10 @@ class ModelReward(ABC):
             ValueError: if one of them is none, and the reward needs it.
         """
         if type(self).__call__ is ModelReward.__call__:
-            self._checked(prompts, len(prompts))
+            self._check_texts(self._checked(prompts, len(prompts)))
+
+    def _check_texts(self, texts: list[str]) -> None:  # noqa: B027 (most check nothing more)
+        """Check prompts beyond that they are texts; there are none if the reward needs none."""
 
     def _taken(self, images: Images | Tensor) -> list[Tensor]:
         """Return what is scored as tensors, a row for each sample, checked."""
@@ -223,11 +224,7 @@ class ModelReward(ABC):
     def _checked(self, prompts: Sequence[str | None] | str | None, number: int) -> list[str]:
         if not self.needs_prompts:
             return []
-        texts = _listed(prompts)
-        if len(texts) != number:
-            raise ValueError(
-                f"prompts: expected one for each {self.scored}, {number}, got {len(texts)}"
-            )
+        texts = one_each([None] if prompts is None else prompts, number, self.scored)
         named = [text for text in texts if isinstance(text, str)]
         if len(named) < number:
             raise ValueError(
@@ -280,8 +277,31 @@ class ModelReward(ABC):
         """Return the scores of images (n, 3, H, W) on the model's device, shape (n,), `exact`."""
 
 
-def _listed(prompts: Sequence[str | None] | str | None) -> list[str | None]:
-    return [prompts] if prompts is None or isinstance(prompts, str) else list(prompts)
+def one_each(prompts: Sequence[Any] | str, number: int, what: str = "image") -> list[Any]:
+    """Return prompts as a list; a text alone is one.
+
+    Raises:
+        ValueError: if there is not one for each of so many images.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if len(texts) != number:
+        raise ValueError(f"prompts: expected one for each {what}, {number}, got {len(texts)}")
+    return texts
+
+
+def usual_device() -> torch.device:
+    """Return the accelerator, if there is one, else the CPU."""
+    available = torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator() if available else None
+    return accelerator or torch.device("cpu")
+
+
+def in_dtype(dtype: torch.dtype) -> dict[str, Any]:
+    """Return the option by which `from_pretrained` of transformers reads a model in a dtype."""
+    import transformers
+
+    named = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+    return {named: dtype}
 
 
 def located(name: str | Path) -> str:

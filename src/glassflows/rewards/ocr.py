@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
-from packaging.version import Version
 from torch import Tensor, nn
 
-from .images import Images, as_tensors
-from .model import ModelReward, moved, with_words
+from .images import Images, as_tensors, pictures_of
+from .model import ModelReward, in_dtype, moved, with_words
 from .qwen import processor_of
+from .vlm import begun
 
 QUESTION = "Read the text in this image. Answer with the text alone."
 
 _LINES, _PAGES = "vision-encoder-decoder", "got_ocr2"  # kinds of models that are asked nothing
-_QUOTED = re.compile(
-    r'(?<!\w)"([^"]+)"(?!\w)|“([^“”]+)”|«([^«»]+)»|„([^„“”]+)[“”]'
-)  # 27" is inches
+# 27" is inches
+_QUOTED = re.compile(r'(?<!\w)"([^"]+)"(?!\w)|“([^“”]+)”|«([^«»]+)»|„([^„“”]+)[“”]')
 
 
 class OCRScore(ModelReward):
@@ -92,7 +90,6 @@ class OCRScore(ModelReward):
             ]
 
     def _read(self) -> dict[str, nn.Module]:
-        import transformers
         from transformers import (
             AutoConfig,
             AutoModelForImageTextToText,
@@ -113,8 +110,7 @@ class OCRScore(ModelReward):
                 "processor has none"
             )
         kind: Any = VisionEncoderDecoderModel if as_line else AutoModelForImageTextToText
-        named = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
-        return {"reader": kind.from_pretrained(self.name, **{named: self.dtype})}
+        return {"reader": kind.from_pretrained(self.name, **in_dtype(self.dtype))}
 
     def _scores(self, images: Tensor, texts: list[str]) -> Tensor:
         targets = [self._target(text) for text in texts]
@@ -122,10 +118,9 @@ class OCRScore(ModelReward):
         scores = [legibility(one, target) for one, target in zip(read, targets, strict=True)]
         return torch.tensor(scores, dtype=self.exact, device=images.device)
 
-    def check_prompts(self, prompts: Sequence[str | None]) -> None:
-        if type(self).__call__ is ModelReward.__call__:
-            for text in self._checked(prompts, len(prompts)):
-                self._target(text)
+    def _check_texts(self, texts: list[str]) -> None:
+        for text in texts:
+            self._target(text)
 
     def _target(self, prompt: str) -> str:
         target = self.text(prompt)
@@ -139,10 +134,7 @@ class OCRScore(ModelReward):
 
     def _texts(self, images: Tensor) -> list[str]:
         """Return what the model reads in images (n, 3, H, W)."""
-        if images.requires_grad:
-            raise ValueError("images require a gradient; OCRScore has none: detach them")
-        pictures = VaeImageProcessor.numpy_to_pil(images.float().cpu().movedim(1, -1).numpy())
-        batch, options = self._asked(pictures)
+        batch, options = self._asked(pictures_of(images, self))
         reader = self._network("reader")
         named = inspect.signature(reader.forward).parameters
         inputs = {
@@ -177,15 +169,12 @@ class OCRScore(ModelReward):
         asked = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
-        # the template may have written the special tokens
-        bos = tokenizer.bos_token
-        special = {"add_special_tokens": False} if bos and asked.startswith(bos) else {}
         # pictures of one size take as many tokens each, so that there is nothing to pad
         batch = self.processor(
             text=[asked] * len(pictures),
             images=[[one] for one in pictures],
             return_tensors="pt",
-            **special,
+            **begun(tokenizer, asked),
         )
         return batch, {}
 

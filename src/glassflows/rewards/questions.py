@@ -154,10 +154,9 @@ class QuestionScore(VLMReward):
             )
         return [(one, "Yes") if isinstance(one, str) else (one[0], str(one[1])) for one in given]
 
-    def check_prompts(self, prompts: Sequence[str | None]) -> None:
-        self._check_texts(
-            prompts, lambda prompt: [self._question(one) for one, _ in self.questions_of(prompt)]
-        )
+    def _check_texts(self, texts: list[str]) -> None:
+        asked = [one for text in dict.fromkeys(texts or [""]) for one in self.questions_of(text)]
+        super()._check_texts([self._question(question) for question, _ in asked])
 
     def _question(self, question: str) -> str:
         return f"{question} {self.instruction}".strip()

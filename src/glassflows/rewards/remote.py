@@ -12,7 +12,7 @@ import base64
 import binascii
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
-from .adapters import as_reward
-from .http import Service
-from .images import Images, as_tensors
+from .http import Service, check_whole
+from .images import Images, as_tensors, pictures_of
+from .model import one_each
 
 Format = Literal["png", "jpeg"]
 
@@ -74,8 +74,7 @@ class RemoteReward:
     ) -> None:
         if format not in get_args(Format):
             raise ValueError(f"format: expected one of {get_args(Format)}, got {format!r}")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
+        check_whole("batch_size", batch_size, 1)
         self.service = Service(
             url.rstrip("/"),
             timeout=timeout,
@@ -169,18 +168,12 @@ def as_pictures(images: Images | Tensor, reward: Any) -> list[Any]:
         ValueError: if they are no images or videos in [0, 1], or require a gradient.
     """
     if not isinstance(images, Tensor):
-        return [picture for some in as_tensors(images) for picture in as_pictures(some, reward)]
-    if images.requires_grad:
-        raise ValueError(
-            f"images require a gradient; {type(reward).__name__} has none: detach them"
-        )
-    films = images if images.ndim == 5 else images[:, None]
-    if films.ndim != 5:
-        films = as_tensors(images)[0]  # which says what is wrong
-    as_tensors(films.flatten(0, 1))
-    found: list[Any] = []
-    as_reward(lambda pictures, _: found.extend(pictures))(images.clamp(0, 1), [])
-    return found
+        return [picture for some in as_tensors(images) for picture in pictures_of(some, reward)]
+    if images.ndim != 5:
+        return pictures_of(as_tensors(images)[0], reward)
+    frames = pictures_of(as_tensors(images.flatten(0, 1))[0], reward)
+    length = images.shape[1]
+    return [frames[i : i + length] for i in range(0, len(frames), length)]
 
 
 def listed(prompts: Sequence[Any] | str | None, number: int) -> list[str | None]:
@@ -189,9 +182,7 @@ def listed(prompts: Sequence[Any] | str | None, number: int) -> list[str | None]
     Raises:
         ValueError: if there is not one for each.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts or [None] * number)
-    if len(texts) != number:
-        raise ValueError(f"prompts: expected one for each image, {number}, got {len(texts)}")
+    texts = one_each(prompts or [None] * number, number)
     return [None if text is None else str(text) for text in texts]
 
 
@@ -215,37 +206,33 @@ def packed(picture: Any, format: Format) -> Any:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def unpacked(pictures: list[Any]) -> list[Any]:
-    """Return what was packed, images of mode RGB, and lists of them of videos.
+def unpacked(pictures: list[Any], most: int) -> list[list[Image.Image]]:
+    """Return the frames of what was packed, of mode RGB: one of an image, those of a video.
+
+    Args:
+        pictures: What was packed.
+        most: Pixels that all of them may have, which are counted before they are decoded.
 
     Raises:
-        ValueError: if some of them are no pictures.
+        ValueError: if some of them are no pictures, or have more pixels.
     """
-    return [
-        [_opened(frame, lambda file: file.convert("RGB")) for frame in one]
-        if isinstance(one, list)
-        else _opened(one, lambda file: file.convert("RGB"))
-        for one in pictures
-    ]
-
-
-def count_pixels(pictures: list[Any]) -> int:
-    """Return how many pixels packed pictures have, of which nothing but sizes is read.
-
-    Raises:
-        ValueError: if some of them are no pictures.
-    """
-    films = [one if isinstance(one, list) else [one] for one in pictures]
-    return sum(
-        _opened(one, lambda file: file.width * file.height) for film in films for one in film
-    )
-
-
-def _opened(text: Any, read: Callable[[Image.Image], Any]) -> Any:
-    """Return what is read of a packed picture."""
     try:
-        content = base64.b64decode(text, validate=True)
-        with Image.open(io.BytesIO(content), formats=["PNG", "JPEG"]) as file:
-            return read(file)
+        films = [
+            [_opened(frame) for frame in (one if isinstance(one, list) else [one])]
+            for one in pictures
+        ]
+        pixels = sum(frame.width * frame.height for film in films for frame in film)
+        if pixels > most:
+            raise ValueError(
+                f"images: expected at most {most} pixels in a request, got {pixels}: send fewer at "
+                "a time, RemoteReward(…, batch_size=1)"
+            )
+        return [[frame.convert("RGB") for frame in film] for film in films]
     except (binascii.Error, TypeError, OSError, Image.DecompressionBombError) as error:
         raise ValueError("images: expected PNG or JPEG in base64") from error
+
+
+def _opened(text: Any) -> Image.Image:
+    """Return a picture of which nothing but the size has been read."""
+    content = base64.b64decode(text, validate=True)
+    return Image.open(io.BytesIO(content), formats=["PNG", "JPEG"])

@@ -6,16 +6,15 @@ The score of an image is the probability of one answer to the question.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
-from packaging.version import Version
 from torch import Tensor, nn
 
-from .model import ModelReward, with_words
+from .images import pictures_of
+from .model import ModelReward, in_dtype, with_words
 from .qwen import processor_of
 
 QUESTION = 'Does this image show "{prompt}"? Answer Yes or No.'
@@ -65,15 +64,13 @@ class VLMReward(ModelReward):
         self.language: Any = None  # configuration of the language model
 
     def _read(self) -> dict[str, nn.Module]:
-        import transformers
         from transformers import AutoModelForImageTextToText
 
         self.processor = processor_of(self.name)
         tokenizer = with_words(self.processor.tokenizer, self.name)
-        named = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
         # read in its dtype, not cast: a model keeps some tensors in float32, like its rotary
         # frequencies
-        vlm = AutoModelForImageTextToText.from_pretrained(self.name, **{named: self.dtype})
+        vlm = AutoModelForImageTextToText.from_pretrained(self.name, **in_dtype(self.dtype))
         self.language = getattr(vlm.config, "text_config", vlm.config)
         # padded on the left, so that the next token is the last of every row; an encoder's
         # positions must not shift
@@ -94,23 +91,16 @@ class VLMReward(ModelReward):
             texts: What stands for the prompt in the question about each image.
             answers: The ways in which the right answer to each question may be written.
         """
-        if images.requires_grad:
-            raise ValueError(
-                f"images require a gradient; {type(self).__name__} has none: detach them"
-            )
+        pictures = pictures_of(images, self)
         for text in texts:
             self._check_words(text)
-        pictures = VaeImageProcessor.numpy_to_pil(images.float().cpu().movedim(1, -1).numpy())
         asked = [self._asked(text) for text in texts]
-        bos = self.processor.tokenizer.bos_token
-        # the template may have written the special tokens
-        written = {"add_special_tokens": False} if bos and asked[0].startswith(bos) else {}
         batch = self.processor(
             text=asked,
             images=[[one] for one in pictures],
             padding=True,
             return_tensors="pt",
-            **written,
+            **begun(self.processor.tokenizer, asked[0]),
         )
         inputs = {
             name: value.to(self.device, self.dtype if value.is_floating_point() else None)
@@ -128,27 +118,19 @@ class VLMReward(ModelReward):
         logits = vlm(**inputs, use_cache=False).logits[:, -1].to(self.exact)
         chances = logits.softmax(-1)
         first: dict[tuple[str, ...], list[int]] = {}
-        for question, ways in zip(asked, answers, strict=True):
-            if tuple(ways) not in first:
-                first[tuple(ways)] = self._first_tokens(question, ways)
+        ways = [tuple(answer) for answer in answers]
+        for question, answer in zip(asked, ways, strict=True):
+            if answer not in first:
+                first[answer] = self._first_tokens(question, answer)
         return torch.stack(
-            [row[first[tuple(ways)]].sum() for row, ways in zip(chances, answers, strict=True)]
+            [row[first[answer]].sum() for row, answer in zip(chances, ways, strict=True)]
         )
 
-    def check_prompts(self, prompts: Sequence[str | None]) -> None:
-        self._check_texts(prompts, lambda text: [text])
-
-    def _check_texts(
-        self, prompts: Sequence[str | None], asked: Callable[[str], Sequence[str]]
-    ) -> None:
-        """Check the words of all that is asked of prompts, if the model has a chat template."""
-        if type(self).__call__ is not ModelReward.__call__:
-            return
+    def _check_texts(self, texts: list[str]) -> None:
         self.load()
-        for prompt in dict.fromkeys(self._checked(prompts, len(prompts)) or [""]):
-            for text in asked(prompt):
-                if self.processor is not None:
-                    self._check_words(text)
+        if self.processor is not None:  # CLIP-FlanT5 has no control tokens
+            for text in dict.fromkeys(texts or [""]):
+                self._check_words(text)
 
     def _check_words(self, text: str) -> None:
         """Check that question and prompt hold no control token.
@@ -218,3 +200,9 @@ class VLMReward(ModelReward):
                 "name another answer"
             )
         return sorted(found)
+
+
+def begun(tokenizer: Any, text: str) -> dict[str, bool]:
+    """Return options of a processor by which a text that a template has begun begins once."""
+    bos = tokenizer.bos_token
+    return {"add_special_tokens": False} if bos and text.startswith(bos) else {}

@@ -122,7 +122,7 @@ class Live:
                     parts.append(f"{score} ")
                     continue
                 film = Film(picture if isinstance(picture, list) else [picture])
-                parts.append(_figure(film, 160, score))
+                parts.append(_figure(film, 160, [score]))
         return "".join(parts)
 
 
@@ -152,7 +152,7 @@ def as_html(result: SteeringResult) -> str:
     films, rewards = result.films(), captions(result)
     line = html.escape(summary(result))
     if films is None:
-        return f"<pre>rewards {', '.join(rewards)}\n{line}</pre>"
+        return f"<pre>rewards {', '.join(map('; '.join, rewards))}\n{line}</pre>"
     titles = [prompt for prompt in result.prompts if prompt is not None]
     each = result.order.shape[1]
     animated = len(films[0]) > 1
@@ -166,26 +166,25 @@ def as_html(result: SteeringResult) -> str:
     return "".join(cells)
 
 
-def captions(result: SteeringResult) -> list[str]:
-    """Return the reward of each image as a text, with what a composed reward is made of."""
+def captions(result: SteeringResult) -> list[list[str]]:
+    """Return the reward of each image as a text, and what a composed reward is made of."""
     rewards = labels(result.image_rewards.tolist())
     if len(result.parts) < 2:
-        return rewards
+        return [[reward] for reward in rewards]
     own = result.order.flatten() >= 0  # of ends of excursions the parts are not known
     parts = {
         name: labels(part[-1].gather(1, result.order.clamp(min=0)).flatten().tolist())
         for name, part in result.parts.items()
     }
     return [
-        "; ".join([reward, *(f"{name} {texts[i]}" for name, texts in parts.items() if own[i])])
+        [reward, *(f"{name} {texts[i]}" for name, texts in parts.items() if own[i])]
         for i, reward in enumerate(rewards)
     ]
 
 
-def _figure(film: Film, side: int, caption: str) -> str:
+def _figure(film: Film, side: int, lines: Sequence[str]) -> str:
     style = "display:inline-block;margin:4px"
-    caption = "<br>".join(html.escape(caption).split("; "))
-    caption = f"<figcaption>{caption}</figcaption>"
+    caption = f"<figcaption>{'<br>'.join(map(html.escape, lines))}</figcaption>"
     return f'<figure style="{style}">{image_tag(film, side)}{caption}</figure>'
 
 

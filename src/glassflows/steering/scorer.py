@@ -15,7 +15,7 @@ from ..host.decode import Decode
 from ..host.ledger import Ledger
 from ..host.microbatch import MicroBatches, naming_batch_size
 from ..host.team import ALONE, Team
-from ..signatures import takes
+from ..signatures import call_if_there
 
 Reward = Callable[[Tensor, list[Any]], Any]
 
@@ -68,20 +68,10 @@ def _has_parts(reward: Any) -> bool:
     return bool(getattr(reward, "is_composed", False))
 
 
-def check_prompts(reward: Any, prompts: Sequence[Any]) -> None:
-    """Have a reward check the prompts before anything is drawn, if it has a method for that."""
-    check: Any = getattr(reward, "check_prompts", None)
-    if takes(check, prompts):
-        check(list(prompts))
-
-
 def load_reward(reward: Any) -> None:
     """Have a reward read its model, if it has a method for that."""
-    load: Any = getattr(reward, "load", None)
-    if not takes(load):  # it loads something else
-        return
     with torch.inference_mode(False):  # else its weights could never be differentiated through
-        load()
+        call_if_there(reward, "load")
 
 
 _HALF_FACTOR = 2.0**10

@@ -22,7 +22,7 @@ from ..host.team import Distributed, Team, team_of
 from ..scheduler.flow_match import GLASSFlowMatchScheduler
 from ..scheduler.glass import GLASSScheduler
 from ..scheduler.hooks import LookAhead
-from ..signatures import passing_on
+from ..signatures import call_if_there, passing_on
 from .arguments import (
     Select,
     check_generator,
@@ -46,7 +46,7 @@ from .population import Population
 from .proposals import Twist
 from .record import draws_by_default, recipe
 from .result import SteeringResult
-from .scorer import Reward, Scorer, check_prompts, check_reward, compares, load_reward
+from .scorer import Reward, Scorer, check_reward, compares, load_reward
 from .strategy import Strategy, check_strategy, check_whole, is_whole
 from .trajectory import Recorder
 from .widths import check_enough
@@ -285,7 +285,7 @@ class Steerer:
             self.pipe, given, self.num_particles, self.batches, ledger, shrinks=shrinks, team=team
         )
         load_reward(self.reward)  # which may draw random numbers
-        check_prompts(self.reward, run.prompts)
+        call_if_there(self.reward, "check_prompts", list(run.prompts))
         if draws_by_default(given):
             team.share_default_generators(run.device)
         scheduler = self._scheduler()
