@@ -152,8 +152,7 @@ class PipelineRun:
 
     def held_for_gradients(self, preview_vae: Any = None) -> AbstractContextManager[None]:
         """Return a context in which what decodes stays in one dtype, backwards included."""
-        vae = getattr(self.pipe, "vae", None) if preview_vae is None else preview_vae
-        return upcast_where_it_overflows(vae)
+        return upcast_where_it_overflows(PipelineCall(self.pipe, preview_vae=preview_vae).vae)
 
     def work_on(self, living: Tensor | None, num_frames: int = 1) -> None:
         """Let networks and decoders see some particles alone from now on, all for None.
